@@ -1,0 +1,215 @@
+"""A U-Net that knows the time (Ronneberger et al. 2015; Ho et al. 2020, appendix B).
+
+The image goes down a ladder of resolutions, each step wider in channels, and up again; on
+the way up each resolution also sees, by a skip connection, what it held on the way down.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+# Keyword arguments of `UNet`, smallest first. Sizes are for one channel.
+PRESETS = {
+    "digits": dict(widths=(32, 64), blocks=1),  # 8×8; a minute of training on a CPU
+    "mnist-cpu": dict(widths=(48, 96, 128), blocks=1, patch=2),  # 32×32; minutes on a CPU
+    "mnist-gpu": dict(widths=(128, 256, 256), blocks=2, patch=2),  # 32×32
+}
+
+
+class UNet(nn.Module):
+    """The network `model(x_t, t)` or, with `classes`, `model(x_t, t, y)`.
+
+    channels: C of the images. widths: channels at each resolution, finest first; every
+    further entry halves the resolution. blocks: residual blocks at each resolution.
+    patch: side of the squares of pixels folded into channels at the input (1: none).
+    classes: number of labels y, or None. seed: of the initial weights; the global random
+    state is left as it was.
+
+    Takes x_t float (B, C, H, W), H and W divisible by `stride`, t int64 (B,), y int64 (B,).
+    Returns a tensor like x_t. Raises ValueError for shapes that do not fit, TypeError for
+    a t that is not int64.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        widths: tuple[int, ...] = (64, 128),
+        blocks: int = 2,
+        patch: int = 1,
+        classes: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not widths or any(width % 8 for width in widths):
+            raise ValueError(f"widths must be multiples of 8 (GroupNorm's groups), got {widths}")
+        self.channels, self.patch, self.classes = channels, patch, classes
+        self.stride = patch * 2 ** (len(widths) - 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._build(widths, blocks)
+
+    def _build(self, widths: tuple[int, ...], blocks: int) -> None:
+        pixels = self.channels * self.patch**2
+        features = 4 * widths[0]
+        self.time = TimeEmbedding(widths[0], features)
+        self.label = nn.Embedding(self.classes, features) if self.classes else None
+        # No normalisation before this: an image's scale is what tells noise levels apart.
+        self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
+
+        self.down = nn.ModuleList()
+        skips = [widths[0]]
+        width = widths[0]
+        for level, wider in enumerate(widths):
+            if level > 0:
+                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+            for _ in range(blocks):
+                self.down.append(ResidualBlock(width, wider, features))
+                skips.append(wider)
+                width = wider
+
+        self.middle = nn.ModuleList(
+            [
+                ResidualBlock(width, width, features),
+                Attention(width),
+                ResidualBlock(width, width, features),
+            ]
+        )
+
+        self.up = nn.ModuleList()
+        for level, narrower in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(ResidualBlock(width + skips.pop(), narrower, features))
+                width = narrower
+            if level > 0:
+                self.up.append(Upsample(width))
+
+        self.head = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            _zero(nn.Conv2d(width, pixels, 3, padding=1)),
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self._check(x_t, t, y)
+        h = self.time(t)  # (B, features)
+        if y is not None:
+            h = h + self.label(y)
+        h = F.silu(h)
+
+        x = self.stem(F.pixel_unshuffle(x_t, self.patch))  # (B, widths[0], H/patch, W/patch)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, h) if isinstance(layer, ResidualBlock) else layer(x)
+            skips.append(x)
+        first, attention, second = self.middle
+        x = second(attention(first(x, h)), h)  # (B, widths[-1], H/stride, W/stride)
+        for layer in self.up:
+            if isinstance(layer, ResidualBlock):
+                x = layer(torch.cat([x, skips.pop()], dim=1), h)
+            else:
+                x = layer(x)
+        return F.pixel_shuffle(self.head(x), self.patch)  # (B, C, H, W)
+
+    def _check(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> None:
+        if x_t.ndim != 4 or x_t.shape[1] != self.channels:
+            raise ValueError(
+                f"x_t must have shape (B, {self.channels}, H, W), got {tuple(x_t.shape)}"
+            )
+        if x_t.shape[2] % self.stride or x_t.shape[3] % self.stride:
+            raise ValueError(
+                f"height and width of x_t must be divisible by {self.stride}, the network's "
+                f"total stride, got {x_t.shape[2]}×{x_t.shape[3]}: pad the images"
+            )
+        if t.dtype != torch.int64:
+            raise TypeError(f"t must be an int64 tensor of shape (B,), got {t.dtype}")
+        if t.shape != x_t.shape[:1]:
+            raise ValueError(f"t must have shape ({len(x_t)},) like x_t, got {tuple(t.shape)}")
+        if (y is None) != (self.label is None):
+            raise ValueError(
+                f"labels y go with a network built with classes; this one has {self.classes}, "
+                f"y is {'missing' if y is None else 'given'}"
+            )
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of t at `width` / 2 frequencies, then a small network: (B, features).
+
+    The frequencies fall from 1 to 1/10,000 (Vaswani et al. 2017, section 3.5).
+    """
+
+    def __init__(self, width: int, features: int):
+        super().__init__()
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(0, width, 2) / width)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.net = nn.Sequential(
+            nn.Linear(width, features), nn.SiLU(), nn.Linear(features, features)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None].float() * self.frequencies  # (B, width / 2)
+        return self.net(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around which the input is carried; the time scales and shifts between.
+
+    (B, width, H, W) → (B, new_width, H, W). The last convolution starts at zero, so that a
+    new block passes its input through unchanged.
+    """
+
+    def __init__(self, width: int, new_width: int, features: int):
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(8, width)
+        self.conv_1 = nn.Conv2d(width, new_width, 3, padding=1)
+        self.time = nn.Linear(features, 2 * new_width)
+        self.norm_2 = nn.GroupNorm(8, new_width)
+        self.conv_2 = _zero(nn.Conv2d(new_width, new_width, 3, padding=1))
+        self.carry = nn.Conv2d(width, new_width, 1) if width != new_width else nn.Identity()
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        y = self.conv_1(F.silu(self.norm_1(x)))
+        scale, shift = self.time(h)[:, :, None, None].chunk(2, dim=1)  # (B, new_width, 1, 1)
+        y = self.conv_2(F.silu(self.norm_2(y) * (1 + scale) + shift))
+        return self.carry(x) + y
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a coarse image: each looks at all (Vaswani et al. 2017)."""
+
+    def __init__(self, width: int, heads: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(8, width)
+        self.query_key_value = nn.Conv2d(width, 3 * width, 1)
+        self.out = _zero(nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, width, height, columns = x.shape
+        qkv = self.query_key_value(self.norm(x)).flatten(2)  # (B, 3 width, H·W)
+        split = qkv.view(batch, 3, self.heads, width // self.heads, -1).transpose(-1, -2)
+        query, key, value = split.unbind(1)  # each (B, heads, H·W, width / heads)
+        seen = F.scaled_dot_product_attention(query, key, value)
+        return x + self.out(seen.transpose(-1, -2).reshape(batch, width, height, columns))
+
+
+class Upsample(nn.Module):
+    """Twice the size by repeating pixels, then a convolution to smooth the blocks."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

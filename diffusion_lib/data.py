@@ -17,7 +17,7 @@ from torch import Tensor
 
 NAMES = ("digits", "mnist", "fashion-mnist")
 
-# The last writers are held out, so that no handwriting is on both sides.
+# A block at the end is held out, not a random draw: neighbours in the file may share a writer.
 DIGITS_TRAIN = 1500
 
 

@@ -9,6 +9,7 @@ Whatever watches a sampler (a progress bar, a figure) is a loop around it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -85,7 +86,7 @@ def ddim(
     times = spaced_times(schedule.T, steps)
     yield Step(schedule.T, x_T, None)
     x_t = x_T
-    for t, s in zip(times, times[1:]):  # s < t is the next time
+    for t, s in pairwise(times):  # s < t is the next time
         x_0_hat, noise_hat = _predict(model, schedule, x_t, t, target, clip, y)
         signal_t, signal_s = schedule.sqrt_alpha_bar[[t, s]]
         sigma_t, sigma_s = schedule.sqrt_one_minus_alpha_bar[[t, s]]

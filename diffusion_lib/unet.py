@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 # Keyword arguments of `UNet`, smallest first. Sizes are for one channel.
 PRESETS = {
     "digits": dict(widths=(32, 64), blocks=1),  # 8×8; a minute of training on a CPU

@@ -84,11 +84,13 @@ def image_grid(
 
 
 def mosaic(images: Tensor, columns: int, gap: int = 1) -> Tensor:
-    """One picture of N images in rows of `columns`, `gap` grey pixels apart.
+    """One picture of N images in rows of `columns`, with `gap` grey pixels around each.
 
-    images: (N, 1, H, W), N a multiple of columns. Returns (1, 1, rows·(H+gap), columns·(W+gap)).
+    images: (N, 1, H, W), N a multiple of columns.
+    Returns (1, 1, rows·(H + gap) + gap, columns·(W + gap) + gap).
     """
-    padded = torch.nn.functional.pad(images, (gap, 0, gap, 0), value=-0.5)
-    n, _, height, width = padded.shape
-    picture = padded.view(n // columns, columns, height, width).transpose(1, 2)
-    return picture.reshape(1, 1, n // columns * height, columns * width)
+    tiles = torch.nn.functional.pad(images, (gap, 0, gap, 0), value=-0.5)
+    n, _, height, width = tiles.shape
+    rows = tiles.view(n // columns, columns, height, width).transpose(1, 2)
+    picture = rows.reshape(1, 1, n // columns * height, columns * width)
+    return torch.nn.functional.pad(picture, (0, gap, 0, gap), value=-0.5)

@@ -7,12 +7,13 @@ from diffusion_lib import figures
 def test_mosaic_puts_every_image_in_its_place():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 3) / 10
     picture = figures.mosaic(images, columns=3, gap=1)
-    assert picture.shape == (1, 1, 2 * 3, 3 * 4)
+    assert picture.shape == (1, 1, 2 * 3 + 1, 3 * 4 + 1)
     for n in range(6):
         row, column = divmod(n, 3)
         cell = picture[0, 0, 3 * row : 3 * row + 3, 4 * column : 4 * column + 4]
         assert torch.equal(cell[1:, 1:], images[n, 0])
         assert (cell[0] == -0.5).all() and (cell[:, 0] == -0.5).all()
+    assert (picture[..., -1] == -0.5).all() and (picture[..., -1, :] == -0.5).all()
 
 
 def test_image_grid_shows_each_row_on_one_grey_scale():

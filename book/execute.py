@@ -2,9 +2,12 @@
 
     python book/execute.py chapters/*.ipynb
 
-A file whose outputs did not change is left as it is, byte for byte.
+A file whose outputs did not change is left as it is, byte for byte. The picture of the cell
+that is tagged `cover` goes to book/_static/covers/ too, for the top of the chapter's page and
+for the landing page.
 """
 
+import base64
 import json
 import re
 import sys
@@ -17,6 +20,8 @@ from nbformat import NotebookNode
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 LINKS = {"LinkModel", "DirectionalLinkModel"}
+
+COVERS = Path(__file__).resolve().parent / "_static" / "covers"
 
 CELL_TIMEOUT = 600  # seconds
 
@@ -128,15 +133,30 @@ def shown_models(notebook: NotebookNode, state: dict) -> list[str]:
     return [model_id for model_id in state if model_id in shown]
 
 
+def cover(notebook: NotebookNode) -> bytes | None:
+    """Return the PNG of the cell tagged `cover`, or None if no cell is."""
+    for cell in notebook.cells:
+        if "cover" in cell.metadata.get("tags", []):
+            shown = [output.get("data", {}).get("image/png") for output in cell.outputs]
+            if len(shown) != 1 or shown[0] is None:
+                raise NotebookError(f"cell {cell.id} is tagged cover: it must draw one figure")
+            return base64.b64decode(shown[0])
+    return None
+
+
 def main(paths: list[str]) -> None:
     """Execute each notebook in `paths` and write back those that changed."""
+    COVERS.mkdir(exist_ok=True)
     for path in map(Path, paths):
         text = execute(path)
         if text == path.read_text(encoding="utf-8"):
             print(f"{path}: unchanged", flush=True)
-        else:
-            path.write_text(text, encoding="utf-8")
-            print(f"{path}: stored", flush=True)
+            continue
+        path.write_text(text, encoding="utf-8")
+        picture = cover(nbformat.reads(text, as_version=4))
+        if picture:
+            (COVERS / f"{path.stem}.png").write_bytes(picture)
+        print(f"{path}: stored", flush=True)
 
 
 if __name__ == "__main__":

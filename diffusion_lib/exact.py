@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_lib.schedule import NoiseSchedule, at, check_time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianDenoiser:
     """Exact for x₀ ~ N(mean, diag(variance)). Returns x̂₀ = E[x₀ | x_t] (target "data").
 
@@ -39,7 +39,7 @@ class GaussianDenoiser:
         return self.mean + gain * (x_t - signal * self.mean)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MixtureDenoiser:
     """Exact for x₀ ~ Σ_k weights_k N(means_k, variances_k I). Returns x̂₀ (target "data").
 
@@ -72,7 +72,7 @@ class MixtureDenoiser:
         t: int64, shape (B,), in 1 … T.
         """
         check_time(t, self.schedule.T, first=1)
-        signal, variance = self._marginal(t)
+        signal, variance = self._marginal(x_t, t)
         pixels = x_t.flatten(1)  # (B, D)
         means = self.means.flatten(1)  # (K, D)
         # |x − √ᾱ μ|² by its three terms: (B, K) numbers in memory instead of (B, K, D).
@@ -85,18 +85,19 @@ class MixtureDenoiser:
         return torch.softmax(self.weights.log() + log_likelihood, dim=1)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        signal, variance = self._marginal(t)
         posterior = self.posterior(x_t, t)
+        signal, variance = self._marginal(x_t, t)
         # Within component k, E[x₀ | x_t, k] = μ_k + gain_k (x_t − √ᾱ μ_k).
         gain = signal * self.variances / variance  # (B, K)
         from_means = (posterior * (1 - gain * signal)) @ self.means.flatten(1)
         from_x_t = (posterior * gain).sum(1, keepdim=True) * x_t.flatten(1)
         return (from_means + from_x_t).view_as(x_t)
 
-    def _marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _marginal(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t, shape (B, 1), and each component's variance at t, shape (B, K)."""
-        signal = self.schedule.sqrt_alpha_bar.index_select(0, t)[:, None]
-        noise_var = self.schedule.sqrt_one_minus_alpha_bar.index_select(0, t)[:, None] ** 2
+        pixels = x_t.flatten(1)
+        signal = at(self.schedule.sqrt_alpha_bar, t, pixels)
+        noise_var = at(self.schedule.sqrt_one_minus_alpha_bar, t, pixels) ** 2
         return signal, signal**2 * self.variances + noise_var
 
 

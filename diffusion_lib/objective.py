@@ -27,6 +27,11 @@ def make_target(
     Raises ValueError for an unknown target.
     """
     check_target(target)
+    check_time(t, schedule.T)
+    if noise.shape != x_0.shape:
+        raise ValueError(
+            f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}"
+        )
     if target == "noise":
         return noise
     if target == "data":
@@ -73,9 +78,15 @@ def denoising_loss(
     With target "noise" its mean over the batch is L_simple (Ho et al. 2020, eq. 14).
     x_0, noise: (B, …). t: int64 (B,), in 1 … T. y: optional int64 labels (B,).
     """
-    wanted = make_target(target, schedule, x_0, t, noise)
+    check_time(t, schedule.T, first=1)
     x_t = schedule.add_noise(x_0, t, noise)
+    wanted = make_target(target, schedule, x_0, t, noise)
     prediction = model(x_t, t) if y is None else model(x_t, t, y)
+    if prediction.shape != wanted.shape:
+        raise ValueError(
+            f"the model must return the shape of x_t, {tuple(x_t.shape)}, "
+            f"got {tuple(prediction.shape)}"
+        )
     return (prediction.float() - wanted).square().flatten(1).mean(1)
 
 
@@ -93,7 +104,7 @@ def simple_weight(schedule: NoiseSchedule, target: Target) -> Tensor:
 def bound_weight(schedule: NoiseSchedule) -> Tensor:
     """w_t such that L_{t-1} = w_t · |x₀ − x̂₀|², in nats, with variance β̃_t: shape (T + 1,).
 
-    w_t = (SNR_{t-1} − SNR_t) / 2, for t >= 2 (Kingma et al. 2021, eq. 14). Entries 0 and 1
+    w_t = (SNR_{t-1} − SNR_t) / 2, for t >= 2 (Kingma et al. 2021, section 4). Entries 0 and 1
     are NaN: there the bound has no such term.
     """
     variance = schedule.sqrt_one_minus_alpha_bar**2
@@ -117,9 +128,12 @@ def bound_term(
     x_0_hat, _ = split(model(x_t, t), target, schedule, x_t, t)
     squared_error = (x_0 - x_0_hat).square().flatten(1).sum(1)
     beta_1 = schedule.beta[1]
-    pixels = x_0[0].numel()
-    decoder = (squared_error / beta_1 + pixels * (2 * torch.pi * beta_1).log()) / 2
-    return torch.where(t == 1, decoder, bound_weight(schedule)[t] * squared_error)
+    # One weight for every t: a choice between two terms would pass on the gradient of the
+    # other one, which is NaN at t = 1.
+    weight = bound_weight(schedule)
+    weight[1] = 1 / (2 * beta_1)
+    normaliser = x_0[0].numel() * (2 * torch.pi * beta_1).log() / 2
+    return weight[t] * squared_error + torch.where(t == 1, normaliser, 0.0)
 
 
 def prior_term(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:

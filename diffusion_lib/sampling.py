@@ -72,7 +72,7 @@ def ddim(
     clip: bool = True,
     y: Tensor | None = None,
 ) -> Iterator[Step]:
-    """DDIM over `steps` evenly spaced times (Song et al. 2021a, eq. 12).
+    """DDIM over `steps` evenly spaced times (Song, Meng & Ermon 2021, eqs. 12 and 16).
 
     steps: 1 … T. eta: 0 is deterministic, 1 adds the noise of ancestral sampling and then
     needs a generator. The other arguments are those of `ddpm`.
@@ -88,8 +88,8 @@ def ddim(
     x_t = x_T
     for t, s in pairwise(times):  # s < t is the next time
         x_0_hat, noise_hat = _predict(model, schedule, x_t, t, target, clip, y)
-        signal_t, signal_s = schedule.sqrt_alpha_bar[[t, s]]
-        sigma_t, sigma_s = schedule.sqrt_one_minus_alpha_bar[[t, s]]
+        signal, sigma = schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar
+        signal_t, signal_s, sigma_t, sigma_s = signal[t], signal[s], sigma[t], sigma[s]
         # (1 − ᾱ_t/ᾱ_s), as a product that does not cancel at either end of the schedule.
         a, b = signal_s * sigma_t, signal_t * sigma_s
         fresh = eta * (sigma_s / sigma_t) * ((a - b) * (a + b)).sqrt() / signal_s

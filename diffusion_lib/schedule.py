@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoiseSchedule:
     """Tables of a forward process q(x_t | x_{t-1}) = N(√(1−β_t) x_{t-1}, β_t I).
 
@@ -29,6 +29,9 @@ class NoiseSchedule:
     posterior_variance: Tensor  # β̃_t = β_t (1−ᾱ_{t-1}) / (1−ᾱ_t), Ho et al. 2020, eq. 7
     log_snr: Tensor  # ln(ᾱ_t / (1−ᾱ_t)); +∞ at t = 0
 
+    def __repr__(self) -> str:
+        return f"NoiseSchedule(T={self.T})"
+
     @property
     def T(self) -> int:
         """Number of noise levels."""
@@ -44,7 +47,8 @@ class NoiseSchedule:
         """Schedule with the given β_1 … β_T.
 
         beta: shape (T,), every value strictly between 0 and 1.
-        Raises ValueError for another shape or a value outside (0, 1), NaN included.
+        Raises ValueError for another shape, a value outside (0, 1), NaN included, or a √ᾱ_T
+        too small for float32.
         """
         beta = torch.as_tensor(beta, dtype=torch.float64, device="cpu")
         if beta.ndim != 1 or len(beta) == 0:
@@ -69,7 +73,13 @@ class NoiseSchedule:
             posterior_variance=posterior_variance,
             log_snr=log_alpha_bar - one_minus_alpha_bar.log(),
         )
-        return tables._map(lambda table: table.float())
+        tables = tables._map(lambda table: table.float())
+        if tables.sqrt_alpha_bar[-1] == 0:
+            raise ValueError(
+                f"beta leaves nothing of the image: alpha_bar_T = exp({log_alpha_bar[-1]:.0f}) "
+                "is 0 in float32; use fewer or smaller values"
+            )
+        return tables
 
     @classmethod
     def linear(cls, T: int = 1000) -> NoiseSchedule:
@@ -130,14 +140,11 @@ class NoiseSchedule:
         return NoiseSchedule(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
     def _check(self, name: str, x: Tensor, t: Tensor, first: int = 0) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be float, in [-1, 1], got {x.dtype}")
         check_time(t, self.T, first)
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must have shape ({x.shape[0]},) like {name}, got {tuple(t.shape)}")
-        if t.device != self.beta.device:
-            raise ValueError(
-                f"t is on {t.device} but the schedule on {self.beta.device}: "
-                "move it with schedule.to(device)"
-            )
         # Reading a value back from an accelerator would stall it at every training step.
         if x.device.type == "cpu" and x.isnan().any():
             raise ValueError(f"{name} contains NaN; images must be finite")
@@ -147,12 +154,14 @@ class NoiseSchedule:
             raise ValueError(
                 f"{name} must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(x.shape)}"
             )
+        if x.device != x_0.device:
+            raise ValueError(f"{name} must be on the device of x_0, {x_0.device}, got {x.device}")
 
 
 def check_time(t: Tensor, T: int, first: int = 0) -> None:
     """Raise unless t is an int64 tensor of shape (B,) with values in first … T.
 
-    Values on an accelerator are left to `at`, whose look-up fails there by itself.
+    Values are read only on the CPU: on an accelerator that would stall every training step.
     """
     if not isinstance(t, Tensor) or t.dtype != torch.int64:
         kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
@@ -168,5 +177,13 @@ def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """table[t], shaped (B, 1, …) to broadcast against `like`, shape (B, …).
 
     `index_select` refuses negative times, which plain indexing would wrap around.
+    Raises ValueError for a t of another length or on another device.
     """
+    if t.shape != like.shape[:1]:
+        raise ValueError(f"t must have shape ({len(like)},), got {tuple(t.shape)}")
+    if t.device != table.device:
+        raise ValueError(
+            f"t is on {t.device} but the schedule on {table.device}: "
+            "move it with schedule.to(device)"
+        )
     return table.index_select(0, t).view(-1, *[1] * (like.ndim - 1))

@@ -37,6 +37,12 @@ class TrainConfig:
 
     def __post_init__(self):
         check_target(self.target)
+        for name in ("steps", "batch_size", "warmup", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name} must be an integer, got {getattr(self, name)!r}")
+        for name in ("warmup", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("steps", "batch_size", "learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
@@ -77,16 +83,16 @@ def train(
         x_0, y = dataset.batch(config.batch_size, generator)
         t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator, device=device)
         noise = torch.randn(x_0.shape, generator=generator, device=device)
-        labels = y if model.classes else None
+        labels = y if takes_labels(model) else None
         loss = denoising_loss(model, schedule, x_0, t, noise, config.target, labels).mean()
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss became {loss.item()} at step {step}, learning rate "
-                f"{rate.get_last_lr()[0]:.2g}: lower learning_rate"
-            )
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        if not (loss + norm).isfinite():
+            raise FloatingPointError(
+                f"the loss became {loss.item()} and its gradient's length {norm.item()} at step "
+                f"{step}, learning rate {rate.get_last_lr()[0]:.2g}: lower learning_rate"
+            )
         optimizer.step()
         rate.step()
         # Early on the average must be quick to forget the random start.
@@ -108,15 +114,21 @@ def held_out_loss(
     device = dataset.images.device
     generator = torch.Generator(device).manual_seed(seed)
     n = len(dataset)
-    spread = torch.linspace(1, schedule.T, n, device=device).round().long()
+    # The middles of n equal parts: every time is met as often as any other.
+    spread = (2 * torch.arange(n, device=device) + 1) * schedule.T // (2 * n) + 1
     t = spread[torch.randperm(n, generator=generator, device=device)]
     losses = []
     for rows in torch.arange(n, device=device).split(1024):
         x_0 = to_float(dataset.images[rows])
         noise = torch.randn(x_0.shape, generator=generator, device=device)
-        labels = dataset.labels[rows] if model.classes else None
+        labels = dataset.labels[rows] if takes_labels(model) else None
         losses.append(denoising_loss(model, schedule, x_0, t[rows], noise, target, labels))
     return torch.cat(losses).mean()
+
+
+def takes_labels(model) -> bool:
+    """Whether the model is called as model(x_t, t, y): it has a number of `classes`."""
+    return bool(getattr(model, "classes", None))
 
 
 def _rate(step: int, config: TrainConfig) -> float:

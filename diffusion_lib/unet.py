@@ -44,12 +44,18 @@ class UNet(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if not widths or any(width % 8 for width in widths):
+        if not widths or any(width < 8 or width % 8 for width in widths):
             raise ValueError(f"widths must be multiples of 8 (GroupNorm's groups), got {widths}")
+        for name, value in dict(channels=channels, blocks=blocks, patch=patch).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if classes is not None and (not isinstance(classes, int) or classes < 1):
+            raise ValueError(f"classes must be a positive integer or None, got {classes!r}")
         self.channels, self.patch, self.classes = channels, patch, classes
         self.stride = patch * 2 ** (len(widths) - 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        # Not torch.manual_seed, which would seed every accelerator too.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
             self._build(widths, blocks)
 
     def _build(self, widths: tuple[int, ...], blocks: int) -> None:
@@ -125,8 +131,9 @@ class UNet(nn.Module):
                 f"height and width of x_t must be divisible by {self.stride}, the network's "
                 f"total stride, got {x_t.shape[2]}×{x_t.shape[3]}: pad the images"
             )
-        if t.dtype != torch.int64:
-            raise TypeError(f"t must be an int64 tensor of shape (B,), got {t.dtype}")
+        if not isinstance(t, Tensor) or t.dtype != torch.int64:
+            kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
+            raise TypeError(f"t must be an int64 tensor of shape (B,), got {kind}")
         if t.shape != x_t.shape[:1]:
             raise ValueError(f"t must have shape ({len(x_t)},) like x_t, got {tuple(t.shape)}")
         if (y is None) != (self.label is None):
@@ -134,12 +141,18 @@ class UNet(nn.Module):
                 f"labels y go with a network built with classes; this one has {self.classes}, "
                 f"y is {'missing' if y is None else 'given'}"
             )
+        if y is not None and (y.dtype != torch.int64 or y.shape != t.shape):
+            raise ValueError(
+                f"y must be int64 of shape {tuple(t.shape)}, got {y.dtype} {tuple(y.shape)}"
+            )
+        if y is not None and y.device.type == "cpu" and not ((y >= 0) & (y < self.classes)).all():
+            raise ValueError(f"y must lie in 0 … {self.classes - 1}, got {y.tolist()}")
 
 
 class TimeEmbedding(nn.Module):
     """Sines and cosines of t at `width` / 2 frequencies, then a small network: (B, features).
 
-    The frequencies fall from 1 to 1/10,000 (Vaswani et al. 2017, section 3.5).
+    The frequencies fall from 1 towards 1/10,000 (Vaswani et al. 2017, section 3.5).
     """
 
     def __init__(self, width: int, features: int):

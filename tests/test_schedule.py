@@ -153,6 +153,7 @@ def test_add_noise_leaves_its_arguments_alone():
         ([0.1, math.nan], "beta_2 = nan"),
         ([], r"shape \(T,\)"),
         ([[0.1]], r"got \(1, 1\)"),
+        ([0.9] * 100, r"alpha_bar_T = exp\(-230\) is 0 in float32"),
     ],
 )
 def test_bad_beta_is_named(beta, message):

@@ -64,6 +64,23 @@ def copy_vendored(app):
         shutil.copyfile(font, fonts / font.name)
 
 
+def show_cover(app, doctree):
+    """Put the picture that a chapter earns under its title, with the alt text of its cell."""
+    name = Path(app.env.docname).name
+    if not (app.srcdir / "book" / "_static" / "covers" / f"{name}.png").is_file():
+        return
+    if not app.env.docname.startswith("chapters/"):
+        return
+    tagged = [
+        node
+        for node in doctree.findall(nodes.container)
+        if "tag_cover" in node.get("classes", []) and "cell" in node["classes"]
+    ]
+    alt = tagged[0]["cell_metadata"]["mystnb"]["image"]["alt"]
+    picture = nodes.image(uri=f"/book/_static/covers/{name}.png", alt=alt, classes=["cover"])
+    next(doctree.findall(nodes.title)).parent.insert(1, picture)
+
+
 def require_alt_text(app, doctree):
     """Warn, which fails the strict build, of every image that has no alternative text."""
     for image in doctree.findall(nodes.image):
@@ -75,5 +92,7 @@ def setup(app):
     """Connect the extension."""
     app.connect("config-inited", set_paths)
     app.connect("builder-inited", copy_vendored)
+    # Before Sphinx collects the images of the page, at the default priority of 500.
+    app.connect("doctree-read", show_cover, priority=400)
     app.connect("doctree-read", require_alt_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

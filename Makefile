@@ -22,13 +22,14 @@ UV := uv==0.13.9
 
 WIDGETS7 := ipywidgets==7.7.1 anywidget==0.9.21 numpy pytest
 
-.PHONY: help install book notebooks test lint unit nbval browser test-widgets7 serve lock clean
+.PHONY: help install book notebooks test lint unit nbval browser test-widgets7 serve picture lock clean
 
 help:
 	@echo "make book        install what is missing, build the book, print where it is"
 	@echo "make test        check everything: style, library, notebooks, pages in a browser"
 	@echo "make notebooks   run every chapter from a clean state and store its outputs"
 	@echo "make serve       build the book, serve it on this machine, open it"
+	@echo "make picture     take the README's picture from the built book"
 	@echo "make lock        pin the newest allowed versions in requirements.txt"
 	@echo "make clean       remove the built book and all caches; the environments stay"
 
@@ -97,6 +98,10 @@ serve: book
 	@echo "http://localhost:8000/ until Ctrl-C"
 	@(sleep 1; $(BIN)/python -m webbrowser http://localhost:8000/) &
 	$(BIN)/python -m http.server 8000 --bind localhost --directory $(HTML)
+
+# The README's, taken from the built book.
+picture: book
+	$(BIN)/python book/picture.py
 
 lock: .venv/installed
 	$(BIN)/uv pip compile requirements.in --universal --python-version 3.10 \

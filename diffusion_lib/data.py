@@ -17,7 +17,8 @@ from torch import Tensor
 
 NAMES = ("digits", "mnist", "fashion-mnist")
 
-# The file goes writer by writer; here one's scans end, so that no handwriting is on both sides.
+# The scans come from 14 forms, one after the other; a split between two of them keeps each
+# handwriting on one side.
 DIGITS_TRAIN = 1545
 
 
@@ -111,7 +112,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def _digits(train: bool) -> tuple[Tensor, Tensor]:
     with np.load(Path(__file__).with_name("digits.npz")) as archive:
-        # Sixteen grey levels on the scanner's scale 0 … 16.
+        # Each pixel counts the 0 … 16 dark points of a 4×4 block of the scan.
         images = torch.from_numpy(archive["images"]).double().mul(255 / 16).round()
         labels = torch.from_numpy(archive["labels"]).long()
     rows = slice(DIGITS_TRAIN) if train else slice(DIGITS_TRAIN, None)

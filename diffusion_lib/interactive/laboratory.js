@@ -122,7 +122,7 @@ function render({ model, el }) {
       { name: "log-SNR", values: alphaBar.map((a) => Math.log(a / (1 - a))), style: 2 },
     ];
     const drawn = [
-      lineChart({ x, series: both, xName: "t", yName: "shares of x₀ and ε in x_t" }),
+      lineChart({ x, series: both, xName: "t", yName: "factors of x₀ and ε in x_t" }),
       lineChart({ x, series: ratio, xName: "t", yName: "log-SNR = ln(ᾱ_t / (1−ᾱ_t))" }),
     ];
     marks = drawn.map((c) => c.mark);

@@ -1,18 +1,11 @@
 """`make notebooks`: the same outputs from run to run, and only such as may be stored."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
+import execute
 import nbformat
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-spec = importlib.util.spec_from_file_location("execute", ROOT / "book" / "execute.py")
-execute = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(execute)
 
 # The first slider and its link are never shown; the second is tied to a hidden number.
 WIDGETS = """

@@ -1,20 +1,16 @@
 """What the chapters store: real outputs, all of them, and nothing of the machine they ran on."""
 
-import importlib.util
 import json
 import re
 import subprocess
 from pathlib import Path
 
+import execute
 import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
-
-spec = importlib.util.spec_from_file_location("execute", ROOT / "book" / "execute.py")
-execute = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(execute)
 
 # nbval compares at least so many numbers in each chapter.
 COMPARED_NUMBERS = 10
@@ -173,3 +169,10 @@ def test_nbval_fails_a_chapter_with_one_number_changed(tmp_path):
     assert result.returncode != 0
     assert "1 failed" in result.stdout, result.stdout + result.stderr
     assert f"Cell {len(code_cells(notebook)) - 1}" in result.stdout
+
+
+def test_covers_are_the_pictures_of_their_chapters(chapter):
+    """The picture at the top of the page is the one that the chapter's cell drew last."""
+    drawn = execute.cover(chapter)
+    assert drawn is not None, "no cell is tagged cover"
+    assert (execute.COVERS / f"{chapter.path.stem}.png").read_bytes() == drawn

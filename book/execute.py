@@ -114,22 +114,22 @@ def shown_models(notebook: NotebookNode, state: dict) -> list[str]:
         }
         for model_id, model in state.items()
     }
-    todo = {
+    pending = {
         output.data[WIDGET_VIEW]["model_id"]
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         if WIDGET_VIEW in output.get("data", {})
     }
     shown = set()
-    while todo:
-        shown |= todo
-        todo = {other for model_id in todo for other in refers[model_id]}
-        todo |= {
+    while pending:
+        shown |= pending
+        pending = {other for model_id in pending for other in refers[model_id]}
+        pending |= {
             model_id
             for model_id, model in state.items()
             if model["model_name"] in LINKS and refers[model_id] & shown
         }
-        todo -= shown
+        pending -= shown
     return [model_id for model_id in state if model_id in shown]
 
 

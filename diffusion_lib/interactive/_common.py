@@ -39,7 +39,7 @@ def slider(view, trait: str, *, maximum: int, name: str, readout: bool) -> IntSl
         maximum,
         description=name,
         readout=readout,
-        layout=Layout(width="auto", min_width="0", flex="1 1 12rem"),
+        layout=Layout(width="auto", min_width="0", flex="1 1 36rem"),
         style={"description_width": "initial"},
     )
     jslink((control, "value"), (view, trait))

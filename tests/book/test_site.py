@@ -82,6 +82,7 @@ def test_root_leads_to_the_first_page(browser, site):
     page = browser.new_page()
     page.goto(site)
     page.wait_for_url(f"{site}book/index.html")
+    assert page.title() == "Diffusion models, step by step"
     page.close()
 
 
@@ -195,7 +196,7 @@ def boxes_of(page, control):
         yield handle, handle.locator("xpath=ancestor::*[contains(@class, 'diffusion-box')]").last
 
 
-def wait_for_change(page, box, before):
+def expect_change(page, box, before):
     """Wait until the view in `box` no longer shows `before`; playwright raises if it stays."""
     page.wait_for_function(
         f"([box, before]) => ({SHOWN})(box) !== before",
@@ -209,14 +210,14 @@ def test_sliders_answer_the_keyboard(visit):
         before = box.evaluate(SHOWN)
         at_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
         handle.press("ArrowLeft" if at_end else "ArrowRight")
-        wait_for_change(visit.page, box, before)
+        expect_change(visit.page, box, before)
 
 
 def test_play_buttons_play(visit):
     for button, box in boxes_of(visit.page, ".widget-play button:first-child"):
         before = box.evaluate(SHOWN)
         button.click()
-        wait_for_change(visit.page, box, before)
+        expect_change(visit.page, box, before)
         button.click()
 
 
@@ -249,7 +250,7 @@ def test_sliders_answer_a_finger(browser, site, page_name):
         for share in (0.2, 0.5, 1):
             touch("touchMove", (x + share * (target - x), y))
         touch("touchEnd")
-        wait_for_change(page, box, before)
+        expect_change(page, box, before)
         count += 1
     context.close()
     assert count > 0, "a chapter has at least one slider"

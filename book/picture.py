@@ -1,6 +1,6 @@
 """Take the picture of the README from the built book: the noise laboratory, its slider moved.
 
-    make picture
+make picture
 """
 
 import functools

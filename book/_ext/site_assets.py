@@ -32,14 +32,18 @@ VENDORED = {
 }
 
 
+# The theme's Font Awesome would replace the buttons that widgets draw. Its newer version reads
+# this when it loads, after it; the older one has loaded, and takes it until the page is parsed.
+KEEP_BUTTONS = "window.FontAwesomeConfig ||= {}; window.FontAwesomeConfig.observeMutations = false;"
+
+
 def set_paths(app, config):
     """Point Sphinx and MyST-NB, which look from `_static/`, at the vendored files."""
     config.mathjax_path = "../vendor/mathjax/tex-chtml.js"
     # In this order, after the page is parsed: the theme's scripts, which come first, would
-    # otherwise take require.js for their module loader. The theme's Font Awesome reads its own
-    # option from any script; without it, it would replace the buttons that widgets draw.
+    # otherwise take require.js for their module loader.
     config.nb_ipywidgets_js = {
-        "../vendor/require.js": {"defer": "defer", "data-observe-mutations": "false"},
+        "../vendor/require.js": {"defer": "defer"},
         "widgets.js": {"defer": "defer"},
         "../vendor/embed-amd.js": {"defer": "defer"},
     }
@@ -91,6 +95,7 @@ def require_alt_text(app, doctree):
 def setup(app):
     """Connect the extension."""
     app.connect("config-inited", set_paths)
+    app.add_js_file(None, body=KEEP_BUTTONS, priority=0)
     app.connect("builder-inited", copy_vendored)
     # Before Sphinx collects the images of the page, at the default priority of 500.
     app.connect("doctree-read", show_cover, priority=400)

@@ -89,6 +89,15 @@ def test_bound_term_is_the_divergence_of_two_gaussians():
     torch.testing.assert_close(got, kl.sum(1), rtol=2e-3, atol=1e-5)
 
 
+def test_prior_term_is_the_divergence_from_the_standard_gaussian():
+    schedule = NoiseSchedule.from_beta([0.2, 0.3])  # far from pure noise, so that it is large
+    x_0 = draw(3, 6)
+    normal = torch.distributions.Normal
+    end = normal(schedule.sqrt_alpha_bar[-1] * x_0, schedule.sqrt_one_minus_alpha_bar[-1])
+    kl = torch.distributions.kl_divergence(end, normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(prior_term(schedule, x_0), kl)
+
+
 def test_bound_approaches_the_true_likelihood_of_gaussian_data_from_above():
     """On N(m, s²) with the exact denoiser the gap of the bound shrinks as T grows."""
     mean, variance = torch.tensor([0.2]), torch.tensor([0.3])

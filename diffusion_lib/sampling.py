@@ -99,6 +99,44 @@ def ddim(
         yield Step(s, x_t, x_0_hat)
 
 
+@torch.no_grad()
+def dpm_solver(
+    model,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    *,
+    steps: int,
+    target: Target = "noise",
+    clip: bool = True,
+    y: Tensor | None = None,
+) -> Iterator[Step]:
+    """DPM-Solver++(2M), deterministic, of order 2 (Lu et al. 2022, "DPM-Solver++", algorithm 2).
+
+    steps: 1 … T, one call of the model each. The other arguments are those of `ddpm`.
+    Raises ValueError for steps out of range.
+    """
+    check_target(target)
+    times = log_snr_times(schedule, steps)
+    lam = schedule.log_snr / 2  # λ_t = ln(√ᾱ_t / √(1−ᾱ_t)), +∞ at t = 0
+    signal, sigma = schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar
+    yield Step(schedule.T, x_T, None)
+    x_t, before, h_before = x_T, None, None
+    for t, s in pairwise(times):  # s < t is the next time
+        x_0_hat, _ = _predict(model, schedule, x_t, t, target, clip, y)
+        h = lam[s] - lam[t]
+        # D is x̂₀ in the middle of the step, foretold by the line in λ through the last two. The
+        # first step has no line yet. The last, with h = ∞, would follow it to infinity, but x̂₀
+        # settles as the noise vanishes: there the last x̂₀ itself is the better guess.
+        D = x_0_hat
+        if before is not None and s > 0:
+            r = h_before / h
+            D = (1 + 1 / (2 * r)) * x_0_hat - 1 / (2 * r) * before
+        # Exact for an x̂₀ that stays D; at s = 0 it is D itself.
+        x_t = sigma[s] / sigma[t] * x_t - signal[s] * torch.expm1(-h) * D
+        before, h_before = x_0_hat, h
+        yield Step(s, x_t, x_0_hat)
+
+
 def spaced_times(T: int, steps: int) -> list[int]:
     """Times T = t_0 > t_1 > … > t_steps = 0, as evenly spaced as integers can be.
 
@@ -107,6 +145,25 @@ def spaced_times(T: int, steps: int) -> list[int]:
     if not 1 <= steps <= T:
         raise ValueError(f"steps must lie in 1 … {T}, got {steps}")
     return torch.linspace(T, 0, steps + 1, dtype=torch.float64).round().long().tolist()
+
+
+def log_snr_times(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """Times T = t_0 > t_1 > … > t_steps = 0, evenly spaced in ln(√SNR + 0.05) down to t = 1.
+
+    That is even in λ = ln √SNR, the time in which DPM-Solver thinks, where there is a signal.
+    Even in λ throughout, nearly half of the cosine schedule's steps would go where √SNR < 0.05
+    and x̂₀ hardly changes; even in t, the last step would start where much noise is left.
+    Raises ValueError unless 1 <= steps <= T.
+    """
+    times = spaced_times(schedule.T, steps)
+    u = (schedule.snr.cpu().sqrt() + 0.05).log()  # falls from +∞ at t = 0
+    # Where the spacing comes to t = 1, go on to 0: a step from 1 to 0 would change next to nothing.
+    wanted = torch.linspace(u[-1].item(), u[1].item(), steps + 1)[1:-1]
+    for k, value in enumerate(wanted, start=1):
+        nearest = int((u - value).abs().argmin())
+        # Integers are too coarse at both ends: no time twice, and one left for each step to come.
+        times[k] = max(steps - k, min(nearest, times[k - 1] - 1))
+    return times
 
 
 def _predict(model, schedule, x_t, t, target, clip, y) -> tuple[Tensor, Tensor]:

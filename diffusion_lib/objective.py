@@ -147,3 +147,8 @@ def check_target(target: str) -> None:
     """Raise ValueError unless target is one of "noise", "data", "velocity"."""
     if target not in get_args(Target):
         raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {target!r}")
+
+
+def takes_labels(model) -> bool:
+    """Whether the model is called as model(x_t, t, y): it has a number of `classes`."""
+    return bool(getattr(model, "classes", None))

@@ -105,6 +105,10 @@ class NoiseSchedule:
         f = torch.cos((time + s) / (1 + s) * torch.pi / 2) ** 2
         return cls.from_beta((1 - f[1:] / f[:-1]).clamp(max=0.999))
 
+    def tables(self) -> dict[str, Tensor]:
+        """All tables by name; `NoiseSchedule(**tables)` is the same schedule again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def to(self, device) -> NoiseSchedule:
         """The same tables on another device."""
         return self._map(lambda table: table.to(device))
@@ -137,7 +141,7 @@ class NoiseSchedule:
         return weight_0 * x_0 + weight_t * x_t, at(self.posterior_variance, t, x_0)
 
     def _map(self, change) -> NoiseSchedule:
-        return NoiseSchedule(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        return NoiseSchedule(**{name: change(table) for name, table in self.tables().items()})
 
     def _check(self, name: str, x: Tensor, t: Tensor, first: int = 0) -> None:
         if not x.is_floating_point():

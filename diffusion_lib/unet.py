@@ -7,6 +7,7 @@ the way up each resolution also sees, by a skip connection, what it held on the 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 # Keyword arguments of `UNet`, smallest first. Sizes are for one channel.
 PRESETS = {
     "digits": dict(widths=(32, 64), blocks=1),  # 8×8; a minute of training on a CPU
-    "mnist-cpu": dict(widths=(48, 96, 128), blocks=1, patch=2),  # 32×32; minutes on a CPU
+    "mnist-cpu": dict(widths=(64, 64, 64), blocks=1, patch=2),  # 32×32; minutes on a CPU
     "mnist-gpu": dict(widths=(128, 256, 256), blocks=2, patch=2),  # 32×32
 }
 
@@ -52,6 +53,10 @@ class UNet(nn.Module):
         if classes is not None and (not isinstance(classes, int) or classes < 1):
             raise ValueError(f"classes must be a positive integer or None, got {classes!r}")
         self.channels, self.patch, self.classes = channels, patch, classes
+        # The arguments with which the same network can be built again.
+        self.settings = dict(
+            channels=channels, widths=list(widths), blocks=blocks, patch=patch, classes=classes
+        )
         self.stride = patch * 2 ** (len(widths) - 1)
         # Not torch.manual_seed, which would seed every accelerator too.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -65,39 +70,24 @@ class UNet(nn.Module):
         self.label = nn.Embedding(self.classes, features) if self.classes else None
         # No normalisation before this: an image's scale is what tells noise levels apart.
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
-
-        self.down = nn.ModuleList()
-        skips = [widths[0]]
-        width = widths[0]
-        for level, wider in enumerate(widths):
-            if level > 0:
-                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-                skips.append(width)
-            for _ in range(blocks):
-                self.down.append(ResidualBlock(width, wider, features))
-                skips.append(wider)
-                width = wider
-
+        self.down = nn.ModuleList(
+            Down(widths[max(level - 1, 0)], width, blocks, features, halve=level > 0)
+            for level, width in enumerate(widths)
+        )
         self.middle = nn.ModuleList(
             [
-                ResidualBlock(width, width, features),
-                Attention(width),
-                ResidualBlock(width, width, features),
+                ResidualBlock(widths[-1], widths[-1], features),
+                Attention(widths[-1]),
+                ResidualBlock(widths[-1], widths[-1], features),
             ]
         )
-
-        self.up = nn.ModuleList()
-        for level, narrower in reversed(list(enumerate(widths))):
-            for _ in range(blocks + 1):
-                self.up.append(ResidualBlock(width + skips.pop(), narrower, features))
-                width = narrower
-            if level > 0:
-                self.up.append(Upsample(width))
-
+        self.up = nn.ModuleList(
+            Up(wider, width, blocks, features) for width, wider in reversed(list(pairwise(widths)))
+        )
         self.head = nn.Sequential(
-            nn.GroupNorm(8, width),
+            nn.GroupNorm(8, widths[0]),
             nn.SiLU(),
-            _zero(nn.Conv2d(width, pixels, 3, padding=1)),
+            _zero(nn.Conv2d(widths[0], pixels, 3, padding=1)),
         )
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -108,17 +98,15 @@ class UNet(nn.Module):
         h = F.silu(h)
 
         x = self.stem(F.pixel_unshuffle(x_t, self.patch))  # (B, widths[0], H/patch, W/patch)
-        skips = [x]
-        for layer in self.down:
-            x = layer(x, h) if isinstance(layer, ResidualBlock) else layer(x)
+        skips = []
+        for level in self.down:
+            x = level(x, h)
             skips.append(x)
         first, attention, second = self.middle
         x = second(attention(first(x, h)), h)  # (B, widths[-1], H/stride, W/stride)
-        for layer in self.up:
-            if isinstance(layer, ResidualBlock):
-                x = layer(torch.cat([x, skips.pop()], dim=1), h)
-            else:
-                x = layer(x)
+        skips.pop()  # the coarsest level leads straight into the middle
+        for level in self.up:
+            x = level(x, skips.pop(), h)
         return F.pixel_shuffle(self.head(x), self.patch)  # (B, C, H, W)
 
     def _check(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> None:
@@ -210,15 +198,46 @@ class Attention(nn.Module):
         return x + self.out(seen.transpose(-1, -2).reshape(batch, width, height, columns))
 
 
-class Upsample(nn.Module):
-    """Twice the size by repeating pixels, then a convolution to smooth the blocks."""
+class Down(nn.Module):
+    """One resolution on the way down: halve the size, unless it is the finest, then blocks.
 
-    def __init__(self, width: int):
+    (B, width, H, W) → (B, new_width, H/2, W/2).
+    """
+
+    def __init__(self, width: int, new_width: int, blocks: int, features: int, halve: bool):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.halve = nn.Conv2d(width, new_width, 3, 2, padding=1) if halve else nn.Identity()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(new_width, new_width, features) for _ in range(blocks)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        x = self.halve(x)
+        for block in self.blocks:
+            x = block(x, h)
+        return x
+
+
+class Up(nn.Module):
+    """One resolution on the way up: double the size, then blocks that see the skip as well.
+
+    (B, width, H, W), skip (B, new_width, 2H, 2W) → (B, new_width, 2H, 2W).
+    """
+
+    def __init__(self, width: int, new_width: int, blocks: int, features: int):
+        super().__init__()
+        # Before the pixels are repeated it costs a quarter; the blocks smooth the squares.
+        self.narrow = nn.Conv2d(width, new_width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(new_width * (1 if i else 2), new_width, features) for i in range(blocks)
+        )
+
+    def forward(self, x: Tensor, skip: Tensor, h: Tensor) -> Tensor:
+        x = F.interpolate(self.narrow(x), scale_factor=2, mode="nearest")
+        x = torch.cat([x, skip], dim=1)  # (B, 2 new_width, 2H, 2W)
+        for block in self.blocks:
+            x = block(x, h)
+        return x
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lib.unet import PRESETS, Attention, ResidualBlock, TimeEmbedding, UNet, Upsample
+from diffusion_lib.unet import PRESETS, Attention, ResidualBlock, TimeEmbedding, UNet, Up
 
 
 def generator(seed=0):
@@ -57,9 +57,9 @@ def test_output_has_the_shape_of_the_input(settings, stride, shapes):
 @pytest.mark.parametrize(
     ("name", "size", "stride", "parameters"),
     [
-        ("digits", 8, 2, 704_705),
-        ("mnist-cpu", 32, 8, 3_488_548),
-        ("mnist-gpu", 32, 8, 26_426_756),
+        ("digits", 8, 2, 412_129),
+        ("mnist-cpu", 32, 8, 1_091_268),
+        ("mnist-gpu", 32, 8, 16_533_380),
     ],
 )
 def test_presets_fit_their_images(name, size, stride, parameters):
@@ -97,7 +97,7 @@ def test_the_time_reaches_every_residual_block():
     model = tiny()
     model(image(2, 1, 8, 8), times(3, 700)).square().sum().backward()
     blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
-    assert len(blocks) == 2 + 2 + 4  # down, middle, up
+    assert len(blocks) == 2 + 2 + 1  # down, middle, up
     for block in blocks:
         assert block.time.weight.grad.abs().max() > 0
 
@@ -260,10 +260,11 @@ def test_residual_block_is_scaled_and_shifted_by_the_time():
     torch.testing.assert_close(block(x, h), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_upsampling_repeats_each_pixel_in_a_square():
-    block, x = Upsample(8), image(1, 8, 2, 3)
-    block.conv = nn.Identity()
-    assert torch.equal(block(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+def test_the_way_up_repeats_each_pixel_in_a_square_beside_the_skip():
+    level, x, skip = Up(8, 8, blocks=0, features=4), image(1, 8, 2, 3), image(1, 8, 4, 6)
+    level.narrow = nn.Identity()
+    repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(level(x, skip, image(1, 4)), torch.cat([repeated, skip], dim=1))
 
 
 @pytest.mark.parametrize("widths", [(), (12,), (8, 20)])

@@ -5,35 +5,55 @@
             print(state.step, state.loss.item())
     network = state.average
 
-Whatever watches the training (a progress bar, a curve, a log) is a loop around it.
+Whatever watches the training (a progress bar, a curve, a log) is a loop around it; the one
+that keeps a run in a folder is `diffusion_lib.runs.run`. From the shell:
+
+    one device               python -m diffusion_lib train --data mnist --out runs/mnist
+    several on one machine   torchrun --nproc-per-node 8 -m diffusion_lib train …
+    several machines         torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \
+                                 --rdzv-endpoint HOST:PORT -m diffusion_lib train …
+    go on after a stop       the same command again
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from diffusion_lib.checkpoint import prefixed, under
 from diffusion_lib.data import Dataset, to_float
-from diffusion_lib.objective import Target, check_target, denoising_loss
+from diffusion_lib.objective import Target, check_target, denoising_loss, takes_labels
 from diffusion_lib.schedule import NoiseSchedule
+
+# Reading a number back makes an accelerator wait for the host; so it is done once in so many
+# steps. On a CPU there is nobody to wait for.
+ACCELERATOR_CHECKS_EVERY = 50
 
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """How to train."""
+
     steps: int = 1000  # updates of the weights
-    batch_size: int = 128  # images an update
-    learning_rate: float = 2e-3  # the peak, reached after `warmup`, then a half cosine down to 0
+    batch_size: int = 128  # images in an update, over all processes together
+    # the peak, reached after `warmup` steps; then half a cosine down to 0
+    learning_rate: float = 2e-3
     warmup: int = 50  # steps, at most half of all
     weight_decay: float = 0.0  # AdamW's, per step and unit of learning rate
     clip_norm: float = 1.0  # longest gradient, in the L2 norm over all weights
     average_decay: float = 0.995  # of the moving average of the weights, per step, once warm
-    target: Target = "velocity"  # what the network predicts
+    # what the network predicts: the noise, the clean data, or the velocity between them
+    target: Target = "velocity"
     seed: int = 0  # of batches, times and noise
+    # compute in bfloat16 where that is safe. Pays on a GPU, costs much on most CPUs
+    bfloat16: bool = False
+    compile: bool = False  # compile the network first, which takes a minute. Pays on a GPU
 
     def __post_init__(self):
         check_target(self.target)
@@ -52,54 +72,116 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a step of training leaves behind. The two networks are live, not copies."""
+    """What a step of training leaves behind. All of it is live, not copied."""
 
     step: int  # 1 … steps
     loss: Tensor  # mean over the batch, a scalar left on the device
+    norm: Tensor  # the gradient's length before it was clipped, likewise
+    learning_rate: float  # of this step
     model: nn.Module  # the network under training
     average: nn.Module  # the moving average of its weights: sample from this one
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator  # of batches, times and noise
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that `train(…, resume=…)` needs to go on as if it had never stopped."""
+        tensors = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
+        tensors |= prefixed("model", self.model.state_dict())
+        tensors |= prefixed("average", self.average.state_dict())
+        for name, weight in self.model.named_parameters():
+            tensors |= prefixed(f"optimizer.{name}", self.optimizer.state[weight])
+        return tensors
 
 
 def train(
-    model: nn.Module, schedule: NoiseSchedule, dataset: Dataset, config: TrainConfig
+    model: nn.Module,
+    schedule: NoiseSchedule,
+    dataset: Dataset,
+    config: TrainConfig,
+    resume: Mapping[str, Tensor] | None = None,
 ) -> Iterator[TrainState]:
     """Fit `model` to `dataset`, yielding a TrainState after every update.
 
     Each image gets a time drawn evenly from 1 … T and fresh noise (Ho et al. 2020,
     algorithm 1), seen as a regression of `config.target`. model, schedule and dataset must
-    be on one device. Raises FloatingPointError when the loss stops being finite; by then
-    the average still holds the weights of the step before.
+    be on one device. resume: what `TrainState.tensors` returned, to go on from there.
+
+    Where torch.distributed is initialised, each process takes its share of every batch; the
+    batches, times and noise are the same for any number of processes.
+
+    Raises FloatingPointError when the loss or its gradient stops being finite: at that step
+    on a CPU, within 50 steps on an accelerator. The weights are then those of the last good
+    step. Raises ValueError for a batch that the processes cannot share evenly.
     """
     device = dataset.images.device
-    generator = torch.Generator(device).manual_seed(config.seed)
+    on_cpu = device.type == "cpu"
+    several = distributed.is_available() and distributed.is_initialized()
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
+    if config.batch_size % processes:
+        raise ValueError(
+            f"batch_size must be a multiple of the number of processes, {processes}, "
+            f"got {config.batch_size}"
+        )
+    # The layout in which convolutions are quickest, on CPUs by a tenth.
+    model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     model.train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    generator = torch.Generator(device).manual_seed(config.seed)
+    start = 0
+    if resume is not None:
+        start = int(resume["step"])
+        generator.set_state(resume["generator"])
+        model.load_state_dict(under("model", resume))
+        average.load_state_dict(under("average", resume))
+        for name, weight in model.named_parameters():
+            optimizer.state[weight] = {
+                # Laid out in memory like the weight, which the fused update relies on.
+                key: torch.empty_like(weight).copy_(value) if value.ndim else value.to(device)
+                for key, value in under(f"optimizer.{name}", resume).items()
+            }
 
-    for step in range(1, config.steps + 1):
+    network = DistributedDataParallel(model) if processes > 1 else model
+    if config.compile:
+        network = torch.compile(network)
+    weights, averages = list(model.parameters()), list(average.parameters())
+    mine = slice(rank, None, processes)
+    # Step, loss and length of gradient where the first one of them was not finite, or zeros.
+    fault = torch.zeros(3, device=device)
+
+    for step in range(start + 1, config.steps + 1):
         x_0, y = dataset.batch(config.batch_size, generator)
         t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator, device=device)
         noise = torch.randn(x_0.shape, generator=generator, device=device)
-        labels = y if takes_labels(model) else None
-        loss = denoising_loss(model, schedule, x_0, t, noise, config.target, labels).mean()
+        labels = y[mine] if takes_labels(model) else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            loss = denoising_loss(
+                network, schedule, x_0[mine], t[mine], noise[mine], config.target, labels
+            ).mean()
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        if not (loss + norm).isfinite():
-            raise FloatingPointError(
-                f"the loss became {loss.item()} and its gradient's length {norm.item()} at step "
-                f"{step}, learning rate {rate.get_last_lr()[0]:.2g}: lower learning_rate"
-            )
+        norm = nn.utils.clip_grad_norm_(weights, config.clip_norm)
+        loss = loss.detach()
+        if several:
+            distributed.all_reduce(loss)
+            loss /= processes
+
+        now = torch.stack([torch.full_like(loss, step), loss, norm]).float()
+        fault = torch.where((fault[0] == 0) & ~now.isfinite().all(), now, fault)
+        # As torch's own gradient scaler tells it: the optimizer then leaves all as it is.
+        optimizer.found_inf = (fault[0] > 0).float()
+        rate = config.learning_rate * _rate(step - 1, config)
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        rate.step()
+        if on_cpu or step % ACCELERATOR_CHECKS_EVERY == 0 or step == config.steps:
+            _check(fault, config)
         # Early on the average must be quick to forget the random start.
         decay = min(config.average_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        yield TrainState(step, loss.detach(), model, average)
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        yield TrainState(step, loss, norm, rate, model, average, optimizer, generator)
 
 
 @torch.no_grad()
@@ -126,9 +208,14 @@ def held_out_loss(
     return torch.cat(losses).mean()
 
 
-def takes_labels(model) -> bool:
-    """Whether the model is called as model(x_t, t, y): it has a number of `classes`."""
-    return bool(getattr(model, "classes", None))
+def _check(fault: Tensor, config: TrainConfig) -> None:
+    step, loss, norm = fault.tolist()
+    if step:
+        rate = config.learning_rate * _rate(int(step) - 1, config)
+        raise FloatingPointError(
+            f"the loss became {loss} and its gradient's length {norm} at step {step:.0f}, "
+            f"learning rate {rate:.2g}: lower learning_rate"
+        )
 
 
 def _rate(step: int, config: TrainConfig) -> float:

@@ -1,0 +1,272 @@
+"""The library from the shell: `python -m diffusion_lib COMMAND --help`.
+
+Each command is a function that a notebook can call as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import shlex
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import matplotlib.image
+import numpy as np
+import torch
+import tyro
+
+from diffusion_lib import checkpoint, evaluation, sampling
+from diffusion_lib.checkpoint import Network
+from diffusion_lib.classifier import load_classifier
+from diffusion_lib.data import load, to_uint8
+from diffusion_lib.figures import mosaic
+from diffusion_lib.runs import PRESETS, RunConfig, latest, pick_device, run
+
+SamplerName = Literal["dpm-solver", "ddim", "ddpm"]
+
+
+def open_network(network: str, device: str = "auto") -> Network:
+    """The network named by what the commands take: a pretrained one ("mnist"), the folder of
+    a run, or a file. Raises as `checkpoint.load_network`, and FileNotFoundError.
+    """
+    path = Path(network)
+    if path.is_dir():
+        path = latest(path) or path / "checkpoint-*.safetensors"
+    elif not path.exists() and path.suffix == "":
+        return checkpoint.load_pretrained(network, pick_device(device))
+    return checkpoint.load_network(path, pick_device(device))
+
+
+def draw(
+    network: Network,
+    n: int,
+    *,
+    sampler: SamplerName = "dpm-solver",
+    steps: int = 20,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> torch.Tensor:
+    """n images of a network as uint8, (n, C, H, W). steps: DDPM always takes all T."""
+    model, schedule, target, about = network
+    device = schedule.beta.device
+    shape = about["dataset"]["shape"]
+    # On the CPU, so that the same seed starts from the same noise on every device.
+    x_T = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    walk = {
+        "dpm-solver": partial(sampling.dpm_solver, steps=steps),
+        "ddim": partial(sampling.ddim, steps=steps),
+        "ddpm": partial(sampling.ddpm, generator=torch.Generator(device).manual_seed(seed)),
+    }[sampler]
+    images = []
+    for part in x_T.split(batch_size):
+        *_, last = walk(model, schedule, part.to(device), target=target)
+        images.append(to_uint8(last.x_t).cpu())
+    return torch.cat(images)
+
+
+def sample(
+    network: str,
+    out: Path,
+    n: int = 64,
+    sampler: SamplerName = "dpm-solver",
+    steps: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Draw images out of noise.
+
+    Args:
+        network: a pretrained network ("mnist"), the folder of a run, or a file of weights.
+        out: a .png picture of all of them in a square, or a .npy array, uint8 (n, C, H, W).
+        n: number of images.
+        sampler: DPM-Solver++(2M), DDIM, or DDPM's ancestral sampling.
+        steps: evaluations of the network for each image; "ddpm" always takes all T.
+        seed: of the noise.
+        device: "auto" takes an accelerator if there is one; or "cpu", "cuda", "mps".
+    """
+    if out.suffix not in (".png", ".npy"):
+        raise ValueError(f"out must end in .png or .npy, got {str(out)!r}")
+    images = draw(open_network(network, device), n, sampler=sampler, steps=steps, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npy":
+        np.save(out, images.numpy())
+    else:
+        columns = math.ceil(n**0.5)
+        blank = -n % columns
+        filled = torch.cat([images, images.new_zeros(blank, *images.shape[1:])])
+        picture = mosaic(filled.float() / 127.5 - 1, columns)[0, 0].numpy()
+        matplotlib.image.imsave(out, picture, cmap="gray", vmin=-1, vmax=1)
+    print(f"{n} images in {out}")
+
+
+def export(network: str, out: Path, half: bool = False) -> None:
+    """Write the network alone, without what training needs: one file that `sample` takes.
+
+    Args:
+        network: the folder of a run, or one of its checkpoints.
+        out: the new file, ending in .safetensors.
+        half: weights in float16: half the size.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out must end in .safetensors, got {str(out)!r}")
+    model, schedule, target, about = open_network(network, "cpu")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_network(out, model, schedule, target, about, half=half)
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+
+
+def evaluate(
+    network: str,
+    out: Path | None = None,
+    n: int = 10_000,
+    sampler: SamplerName = "dpm-solver",
+    steps: int = 20,
+    seed: int = 0,
+    root: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Measure how good a network is, on the images that it was not trained on.
+
+    Args:
+        network: a pretrained network ("mnist"), the folder of a run, or a file of weights.
+        out: a .json file for the results; without it they are only printed.
+        n: number of samples to draw for the Fréchet distance, precision and recall.
+        sampler: DPM-Solver++(2M), DDIM, or DDPM's ancestral sampling.
+        steps: evaluations of the network for each sample; "ddpm" always takes all T.
+        seed: of all noise.
+        root: folder with torchvision's files; without it $DIFFUSION_DATA, then the user's cache.
+        device: "auto" takes an accelerator if there is one; or "cpu", "cuda", "mps".
+    """
+    results = measure(
+        open_network(network, device), n=n, sampler=sampler, steps=steps, seed=seed, root=root
+    )
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    print(text, end="")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(out, text.encode())
+
+
+def measure(
+    network: Network,
+    *,
+    n: int = 10_000,
+    sampler: SamplerName = "dpm-solver",
+    steps: int = 20,
+    seed: int = 0,
+    root: Path | None = None,
+) -> dict:
+    """All measures of `evaluation` on one network, ready for JSON, with what they need to be
+    repeated. The features are those of the classifier of the network's own data set.
+    """
+    model, schedule, target, about = network
+    name, device = about["dataset"]["name"], schedule.beta.device
+    train_set, test_set = (
+        load(name, train=part, root=root, device=device) for part in (True, False)
+    )
+    classifier = load_classifier(name, device)
+    shares = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
+    levels = sorted({max(1, round(schedule.T * share)) for share in shares})
+    samples = draw(network, n, sampler=sampler, steps=steps, seed=seed)
+    errors = evaluation.error_by_level(
+        model, schedule, test_set, target=target, levels=levels, seed=seed, limit=1000
+    )
+    return {
+        "network": about,
+        "samples": {"n": n, "sampler": sampler, "steps": steps, "seed": seed},
+        "error_by_level": {key: values.tolist() for key, values in errors.items()},
+        "bits_per_dim": evaluation.bits_per_dim(
+            model, schedule, test_set, target=target, seed=seed
+        ),
+        "quality": evaluation.sample_quality(samples, train_set, test_set, classifier, seed=seed),
+        "made_by": provenance(device),
+    }
+
+
+def provenance(device: torch.device | str = "cpu") -> dict:
+    """What a result must say of how it came to be."""
+    here = Path(__file__).resolve().parents[1]
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "command": shlex.join(["python", "-m", "diffusion_lib", *sys.argv[1:]]),
+        "commit": git.stdout.strip() if (here / ".git").exists() else None,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": checkpoint.versions(),
+    }
+
+
+def device_name(device: torch.device | str) -> str:
+    """What the machine calls its processor or accelerator."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        names = [
+            line.split(":")[1].strip()
+            for line in cpus.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        return f"{len(names)} × {names[0]}" if names else platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command in `argv`, by default the shell's. Errors end it with one plain line."""
+    argv = sys.argv[1:] if argv is None else argv
+    preset = _preset(argv)
+
+    def train(
+        config: Annotated[RunConfig, tyro.conf.arg(name="")] = PRESETS[preset],
+        preset: Literal["cpu-minute", "mnist-cpu", "mnist-gpu"] = preset,
+    ) -> None:
+        """Train a network in a folder, or go on with the run that is there.
+
+        The defaults below are those of the preset. Without one it is "cpu-minute" for the
+        digits and "mnist-gpu" or "mnist-cpu", whichever fits this machine, for larger images.
+
+        Args:
+            preset: the set of defaults.
+        """
+        run(config)
+
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {
+                "train": train,
+                "sample": sample,
+                "evaluate": evaluate,
+                "export": export,
+            },
+            prog="python -m diffusion_lib",
+            description=__doc__,
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        )
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _preset(argv: list[str]) -> str:
+    """The preset whose defaults `train` starts from: looked up before the rest is read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--data", default="digits")
+    given, _ = parser.parse_known_args(argv)
+    if given.preset:
+        return given.preset
+    if given.data == "digits":
+        return "cpu-minute"
+    return "mnist-cpu" if pick_device("auto") == "cpu" else "mnist-gpu"

@@ -1,0 +1,384 @@
+"""A training run in a folder, which can be stopped and gone on with at any moment.
+
+The folder holds
+
+    checkpoint-00001000.safetensors   the two latest; each is also a network to sample from
+    metrics.jsonl                     a JSON object a line: how it began, then how it went
+    events.out.tfevents.…             the same for TensorBoard
+    samples-00001000.png              what the averaged network draws, always from the same noise
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.image
+import torch
+from torch import Tensor, distributed
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import tqdm
+
+from diffusion_lib import checkpoint
+from diffusion_lib.checkpoint import CheckpointError, Network
+from diffusion_lib.data import Dataset, load
+from diffusion_lib.evaluation import error_by_level
+from diffusion_lib.figures import mosaic
+from diffusion_lib.sampling import dpm_solver
+from diffusion_lib.schedule import NoiseSchedule
+from diffusion_lib.training import ACCELERATOR_CHECKS_EVERY, TrainConfig, TrainState, train
+from diffusion_lib.unet import PRESETS as NETWORKS
+from diffusion_lib.unet import UNet
+
+DataName = Literal["digits", "mnist", "fashion-mnist"]
+
+# What may differ between two starts of the same run, since it changes no weight.
+FREE = {"compile", "log_every", "checkpoint_every", "evaluate_every"}
+
+SCORED = 256  # held-out images on which a run measures its error as it goes
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run: data, network, and how to train."""
+
+    out: Path  # folder of the run, made if need be. A run that is there already is gone on with
+    # the images to learn: 8×8 for the digits, which come with the library, else 32×32
+    data: DataName = "digits"
+    # folder with torchvision's files; without it $DIFFUSION_DATA, then the user's cache
+    root: Path | None = None
+    # channels of the U-Net at each resolution, finest first: multiples of 8
+    widths: tuple[int, ...] = (32, 64)
+    blocks: int = 1  # residual blocks at each resolution
+    patch: int = 1  # side, in pixels, of the squares that are folded into channels at the input
+    # how the noise grows: Nichol & Dhariwal 2021, or Ho et al. 2020
+    schedule: Literal["cosine", "linear"] = "cosine"
+    T: int = 1000  # number of noise levels
+    training: TrainConfig = field(default_factory=TrainConfig)
+    log_every: int = 10  # steps between two lines of the log
+    checkpoint_every: int = 500  # steps between two checkpoints: the most that a crash can cost
+    # steps between two measurements of the held-out error, each with a picture of samples
+    evaluate_every: int = 500
+    device: str = "auto"  # "auto" takes an accelerator if there is one; or "cpu", "cuda", "mps"
+
+    def __post_init__(self):
+        for name in ("log_every", "checkpoint_every", "evaluate_every"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1 step, got {getattr(self, name)!r}")
+
+
+PRESETS = {
+    "cpu-minute": RunConfig(
+        Path("runs/digits"),
+        training=TrainConfig(steps=700, batch_size=64),
+        checkpoint_every=100,
+        evaluate_every=100,
+        **NETWORKS["digits"],
+    ),
+    "mnist-cpu": RunConfig(
+        Path("runs/mnist"),
+        "mnist",
+        training=TrainConfig(steps=6000, batch_size=64, average_decay=0.999),
+        **NETWORKS["mnist-cpu"],
+    ),
+    "mnist-gpu": RunConfig(
+        Path("runs/mnist"),
+        "mnist",
+        training=TrainConfig(
+            steps=4000,
+            batch_size=512,
+            average_decay=0.999,
+            warmup=200,
+            bfloat16=True,
+            compile=True,
+        ),
+        log_every=ACCELERATOR_CHECKS_EVERY,
+        **NETWORKS["mnist-gpu"],
+    ),
+}
+
+
+def run(config: RunConfig) -> Network | None:
+    """Train, or go on training, in the folder `config.out`; return what it trained so far.
+
+    Ctrl-C and SIGTERM end it after the step under way, with a checkpoint. Under torchrun the
+    processes share each batch, only the first one writes and returns a network, and any
+    number of processes can go on; the folder must then be one that all of them see.
+
+    Raises ValueError for a folder that holds another run, CheckpointError for a damaged
+    checkpoint, FileNotFoundError without data, FloatingPointError for a loss that is not
+    finite, OSError if the disk is full, RuntimeError if another process is lost. None of them
+    touches the last good checkpoint.
+    """
+    with _processes(config.device) as (device, rank), _stop_signals() as asked:
+        dataset, held_out = (
+            load(config.data, train=part, root=config.root, device=device) for part in (True, False)
+        )
+        schedule = getattr(NoiseSchedule, config.schedule)(config.T).to(device)
+        model = UNet(dataset.shape[0], config.widths, config.blocks, config.patch).to(device)
+        about = _about(config, dataset, model)
+        resume = _resume(config.out, about)
+        start = int(resume["step"]) if resume else 0
+        recorder = None
+        if rank == 0:
+            recorder = _Recorder(config, about, schedule, held_out, start)
+        try:
+            for state in train(model, schedule, dataset, config.training, resume):
+                stop = _is_read(state.step, device) and _any_process(asked, device)
+                if recorder:
+                    recorder.record(state, stop)
+                if stop:
+                    break
+        except RuntimeError as error:
+            if distributed.is_initialized():
+                raise RuntimeError(
+                    f"process {rank} lost the others or failed: {error}\nIf another process "
+                    "ended, its own message says why. The same command goes on from the last "
+                    f"checkpoint, {latest(config.out) or 'of which there is none yet'}"
+                ) from error
+            raise
+        finally:
+            if recorder:
+                recorder.close()
+        return checkpoint.load_network(latest(config.out), device) if rank == 0 else None
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of the run in `folder`, or None."""
+    return max(Path(folder).glob("checkpoint-*.safetensors"), default=None)
+
+
+class _Recorder:
+    """Everything that a run leaves in its folder and on the screen."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        about: dict[str, Any],
+        schedule: NoiseSchedule,
+        held_out: Dataset,
+        start: int,
+    ):
+        config.out.mkdir(parents=True, exist_ok=True)
+        self.config, self.about, self.schedule, self.held_out = config, about, schedule, held_out
+        self.log = _reopened(config.out / "metrics.jsonl", start)
+        self.board = SummaryWriter(config.out, purge_step=start + 1)
+        self.bar = tqdm(total=config.training.steps, initial=start, unit="step")
+        self.write(start, {"started": about})
+        self.clock, self.counted = time.perf_counter(), start
+
+    def record(self, state: TrainState, stop: bool) -> None:
+        """Log, measure, draw and save what is due at this step."""
+        config, step = self.config, state.step
+        self.bar.update()
+        end = step == config.training.steps
+        if step % config.log_every == 0 or end:
+            self.log_progress(state)
+        if step % config.evaluate_every == 0 or end:
+            self.measure(state)
+        if step % config.checkpoint_every == 0 or end or stop:
+            self.save(state)
+
+    def log_progress(self, state: TrainState) -> None:
+        loss, norm = state.loss.item(), state.norm.item()
+        seconds = time.perf_counter() - self.clock
+        rate = (state.step - self.counted) * self.config.training.batch_size / seconds
+        self.clock, self.counted = time.perf_counter(), state.step
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} images/s")
+        values = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": state.learning_rate,
+            "images_per_second": rate,
+        }
+        self.write(state.step, values)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, state.step)
+
+    def measure(self, state: TrainState) -> None:
+        T, target = self.schedule.T, self.config.training.target
+        levels = sorted({max(1, round(T * share)) for share in (0.01, 0.1, 0.25, 0.5, 0.75, 1)})
+        errors = error_by_level(
+            state.average, self.schedule, self.held_out, target=target, levels=levels, limit=SCORED
+        )
+        tqdm.write(_table(state.step, errors))
+        self.write(state.step, {"held_out": {k: v.tolist() for k, v in errors.items()}})
+        for t, error in zip(levels, errors["data"].tolist(), strict=True):
+            self.board.add_scalar(f"held_out_data_error/t={t}", error, state.step)
+
+        generator = torch.Generator().manual_seed(0)
+        x_T = torch.randn(64, *self.held_out.shape, generator=generator).to(self.schedule.beta)
+        *_, last = dpm_solver(state.average, self.schedule, x_T, steps=20, target=target)
+        picture = mosaic(last.x_t.cpu(), 8)[0, 0].clamp(-1, 1).numpy()
+        path = self.config.out / f"samples-{state.step:08d}.png"
+        matplotlib.image.imsave(path, picture, cmap="gray", vmin=-1, vmax=1)
+        self.board.add_image("samples", (picture + 1) / 2, state.step, dataformats="HW")
+        # What measuring takes is not the training's.
+        self.clock, self.counted = time.perf_counter(), state.step
+
+    def save(self, state: TrainState) -> None:
+        path = self.config.out / f"checkpoint-{state.step:08d}.safetensors"
+        before = latest(self.config.out)
+        tensors = state.tensors() | checkpoint.prefixed("schedule", self.schedule.tables())
+        try:
+            checkpoint.save(path, tensors, self.about | {"step": state.step})
+        except OSError as error:
+            kept = f"{before} is whole" if before else "there is none before it"
+            raise OSError(
+                error.errno, f"the checkpoint could not be written ({kept}): {error.strerror}", path
+            ) from error
+        for old in sorted(self.config.out.glob("checkpoint-*.safetensors"))[:-2]:
+            old.unlink()
+        self.clock, self.counted = time.perf_counter(), state.step
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        print(json.dumps({"step": step} | values), file=self.log, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.board.close()
+        self.log.close()
+
+
+def _table(step: int, errors: dict[str, Tensor]) -> str:
+    """The squared error of x̂₀ at each noise level, between what anyone could guess and what
+    nobody could beat: a network that learns is below the first and above the second."""
+    rows = {"network": "data", "mean image": "data_trivial", "floor": "data_floor"}
+    lines = [f"step {step}, error of x̂₀ on {SCORED} held-out images"]
+    lines.append(f"{'t':>12}" + "".join(f"{t:9d}" for t in errors["t"].tolist()))
+    for label, key in rows.items():
+        lines.append(f"{label:>12}" + "".join(f"{e:9.4f}" for e in errors[key].tolist()))
+    return "\n".join(lines)
+
+
+def _about(config: RunConfig, dataset: Dataset, model: UNet) -> dict[str, Any]:
+    """What each checkpoint says of itself. Nothing in it depends on where the run lies."""
+    settings = dataclasses.asdict(config)
+    for name in ("out", "root", "device"):
+        del settings[name]
+    images = dataset.images.cpu().numpy()
+    return {
+        "run": json.loads(json.dumps(settings)),
+        "unet": model.settings,
+        "target": config.training.target,
+        "dataset": {
+            "name": dataset.name,
+            "images": len(dataset),
+            "shape": list(dataset.shape),
+            "sha256": hashlib.sha256(images.tobytes()).hexdigest(),
+        },
+        "versions": checkpoint.versions(),
+    }
+
+
+def _resume(folder: Path, about: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The tensors of the latest checkpoint in `folder`, or None if there is none."""
+    path = latest(folder)
+    if path is None:
+        return None
+    try:
+        tensors, found = checkpoint.load(path)
+    except CheckpointError as error:
+        before = sorted(folder.glob("checkpoint-*.safetensors"))[:-1]
+        hint = f"delete it to go on from {before[-1].name}" if before else "there is none before it"
+        raise CheckpointError(f"{error}; {hint}") from error
+    if "run" not in found or "dataset" not in found:
+        raise CheckpointError(f"{path} is no checkpoint of a run: choose another folder")
+    if found["dataset"] != about["dataset"]:
+        raise ValueError(
+            f"{folder} holds a run on other images: {found['dataset']}, now {about['dataset']}"
+        )
+    was, now = _flat(found["run"]), _flat(about["run"])
+    changed = [name for name in now if name not in FREE and was.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings: "
+            + ", ".join(f"{name} was {was.get(name)}, now {now[name]}" for name in changed)
+            + ". Give the same ones to go on with it, or choose another folder"
+        )
+    return tensors
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if k != "training"} | settings["training"]
+
+
+def _reopened(path: Path, start: int):
+    """The log, open to be added to, without the lines of steps that are about to be repeated."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except ValueError:  # the line under way when the process was killed
+            break
+    checkpoint.write_atomically(path, "".join(kept).encode())
+    return open(path, "a", encoding="utf-8")
+
+
+def _is_read(step: int, device: torch.device) -> bool:
+    """Whether the host may read values of this step without slowing the device down."""
+    return device.type == "cpu" or step % ACCELERATOR_CHECKS_EVERY == 0
+
+
+def _any_process(asked: list[int], device: torch.device) -> bool:
+    """Whether any process was asked to stop: they must all leave at the same step."""
+    if not distributed.is_initialized():
+        return bool(asked)
+    flag = torch.tensor(float(bool(asked)), device=device)
+    distributed.all_reduce(flag)
+    return bool(flag)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once, as ever."""
+    asked = []
+
+    def note(number, frame):
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        tqdm.write("stopping after this step; a checkpoint is written first")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[tuple[torch.device, int]]:
+    """The device of this process and its rank; with torchrun, joined with the others."""
+    where = torch.device(pick_device(device))
+    if not distributed.is_torchelastic_launched():
+        yield where, 0
+        return
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield where, distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()
+
+
+def pick_device(name: str) -> str:
+    """What "auto" stands for here; any other name is returned as it is."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -172,6 +172,7 @@ def test_result_and_table(options):
     told = report.summary(result)
     assert "After 3 minutes" in told
     assert "is 1.5, 0.25 times that of the best peer (diffusers, 6)" in told
+    assert "really took 3.0 to 3.0 minutes" in told
     assert "The floor is 0.1 ± 0.01" in told and "torch 2.x" in told
 
     figure = report.plot(result)

@@ -117,6 +117,12 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     return Network(model, schedule.to(device), about["target"], about)
 
 
+def save_card(path: str | os.PathLike, about: dict[str, Any]) -> None:
+    """Write what the file at `path` says of itself beside it too, in JSON, for people."""
+    card = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(Path(path).with_suffix(".json"), card.encode())
+
+
 def load_pretrained(name: str, device: str | torch.device = "cpu") -> Network:
     """A network that comes with the library, such as "mnist". Its card is `network.about`.
 

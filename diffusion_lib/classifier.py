@@ -13,7 +13,6 @@ of the data set of that name. They were made by (minutes and seconds on two CPU 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -166,8 +165,7 @@ def save_classifier(path: str | os.PathLike, classifier: Classifier, about: dict
         for name, tensor in classifier.state_dict().items()
     }
     checkpoint.save(path, tensors, about)
-    card = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    checkpoint.write_atomically(Path(path).with_suffix(".json"), card.encode())
+    checkpoint.save_card(path, about)
 
 
 def load_classifier(name: str | os.PathLike, device: str | torch.device = "cpu") -> Classifier:

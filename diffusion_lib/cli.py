@@ -8,9 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import shlex
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,7 +23,7 @@ from diffusion_lib.checkpoint import Network
 from diffusion_lib.classifier import load_classifier
 from diffusion_lib.data import load, to_uint8
 from diffusion_lib.figures import mosaic
-from diffusion_lib.runs import PRESETS, RunConfig, latest, pick_device, run
+from diffusion_lib.runs import PRESETS, RunConfig, latest, pick_device, provenance, run, seconds
 
 SamplerName = Literal["dpm-solver", "ddim", "ddpm"]
 
@@ -105,19 +102,28 @@ def sample(
     print(f"{n} images in {out}")
 
 
-def export(network: str, out: Path, half: bool = False) -> None:
-    """Write the network alone, without what training needs: one file that `sample` takes.
+def export(network: str, out: Path, half: bool = False, results: Path | None = None) -> None:
+    """Write the network alone, without what training needs, and its card.
+
+    The card, in JSON beside the file, and in the file itself, says how the network came to be.
 
     Args:
         network: the folder of a run, or one of its checkpoints.
         out: the new file, ending in .safetensors.
         half: weights in float16: half the size.
+        results: what `evaluate` wrote, for the card.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"out must end in .safetensors, got {str(out)!r}")
     model, schedule, target, about = open_network(network, "cpu")
+    log = Path(network) / "metrics.jsonl"
+    if log.exists():
+        about["training_seconds"] = round(seconds(log))
+    if results is not None:
+        about["results"] = json.loads(results.read_text(encoding="utf-8"))
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save_network(out, model, schedule, target, about, half=half)
+    checkpoint.save_card(out, about)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
 
 
@@ -178,7 +184,6 @@ def measure(
         model, schedule, test_set, target=target, levels=levels, seed=seed, limit=1000
     )
     return {
-        "network": about,
         "samples": {"n": n, "sampler": sampler, "steps": steps, "seed": seed},
         "error_by_level": {key: values.tolist() for key, values in errors.items()},
         "bits_per_dim": evaluation.bits_per_dim(
@@ -187,40 +192,6 @@ def measure(
         "quality": evaluation.sample_quality(samples, train_set, test_set, classifier, seed=seed),
         "made_by": provenance(device),
     }
-
-
-def provenance(device: torch.device | str = "cpu") -> dict:
-    """What a result must say of how it came to be."""
-    here = Path(__file__).resolve().parents[1]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "command": shlex.join(["python", "-m", "diffusion_lib", *sys.argv[1:]]),
-        "commit": git.stdout.strip() if (here / ".git").exists() else None,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": checkpoint.versions(),
-    }
-
-
-def device_name(device: torch.device | str) -> str:
-    """What the machine calls its processor or accelerator."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpus = Path("/proc/cpuinfo")
-    if cpus.exists():
-        names = [
-            line.split(":")[1].strip()
-            for line in cpus.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        return f"{len(names)} × {names[0]}" if names else platform.machine()
-    return platform.processor() or platform.machine()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,7 +14,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +83,7 @@ class RunConfig:
 PRESETS = {
     "cpu-minute": RunConfig(
         Path("runs/digits"),
-        training=TrainConfig(steps=700, batch_size=64),
+        training=TrainConfig(steps=1000, batch_size=64),
         checkpoint_every=100,
         evaluate_every=100,
         **NETWORKS["digits"],
@@ -125,7 +129,7 @@ def run(config: RunConfig) -> Network | None:
         )
         schedule = getattr(NoiseSchedule, config.schedule)(config.T).to(device)
         model = UNet(dataset.shape[0], config.widths, config.blocks, config.patch).to(device)
-        about = _about(config, dataset, model)
+        about = _about(config, dataset, model) | {"made_by": provenance(device)}
         resume = _resume(config.out, about)
         start = int(resume["step"]) if resume else 0
         recorder = None
@@ -276,7 +280,6 @@ def _about(config: RunConfig, dataset: Dataset, model: UNet) -> dict[str, Any]:
             "shape": list(dataset.shape),
             "sha256": hashlib.sha256(images.tobytes()).hexdigest(),
         },
-        "versions": checkpoint.versions(),
     }
 
 
@@ -373,6 +376,53 @@ def _processes(device: str) -> Iterator[tuple[torch.device, int]]:
         yield where, distributed.get_rank()
     finally:
         distributed.destroy_process_group()
+
+
+def seconds(log: Path) -> float:
+    """Time that the steps of a run took, all its starts together, without what it measured and
+    saved: from the rates in its log."""
+    total, before, batch = 0.0, 0, None
+    for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        if "started" in line:
+            batch = line["started"]["run"]["training"]["batch_size"]
+        elif "images_per_second" in line:
+            total += (line["step"] - before) * batch / line["images_per_second"]
+            before = line["step"]
+    return total
+
+
+def provenance(device: torch.device | str = "cpu") -> dict:
+    """What a result must say of how it came to be."""
+    here = Path(__file__).resolve().parents[1]
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "command": shlex.join(["python", "-m", "diffusion_lib", *sys.argv[1:]]),
+        "commit": git.stdout.strip() if (here / ".git").exists() else None,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": checkpoint.versions(),
+    }
+
+
+def device_name(device: torch.device | str) -> str:
+    """What the machine calls its processor or accelerator."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        names = [
+            line.split(":")[1].strip()
+            for line in cpus.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        return f"{len(names)} × {names[0]}" if names else platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def pick_device(name: str) -> str:

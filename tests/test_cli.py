@@ -1,6 +1,7 @@
 """The commands, from the shell's side: a network trained, drawn from, measured, exported."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from diffusion_lib import checkpoint, cli
-from diffusion_lib.runs import PRESETS, latest
+from diffusion_lib.runs import PRESETS, latest, seconds
 
 SHORT = "--widths 8 16 --steps 30 --batch-size 16 --T 100 --checkpoint-every 20"
 
@@ -74,6 +75,10 @@ def test_what_is_exported_is_the_averaged_network(folder, tmp_path):
     average = checkpoint.under("average", checkpoint.load(latest(folder))[0])
     assert all(torch.equal(tensors[f"model.{name}"], average[name]) for name in average)
     assert about["step"] == 30 and about["run"]["training"]["seed"] == 0
+    # Its card says the same as the file itself.
+    assert json.loads(out.with_suffix(".json").read_text()) == about
+    assert about["made_by"]["command"].endswith(f"train --out {folder} {SHORT}")
+    assert 0 < about["training_seconds"] < 600
     whole = out.stat().st_size
     cli.export(str(folder), out, half=True)
     assert out.stat().st_size < 0.62 * whole
@@ -88,8 +93,9 @@ def test_all_measures_are_written_with_what_made_them(folder, tmp_path, capsys):
     cli.evaluate(str(folder), out, n=100, steps=3)
     results = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == results
+    cli.export(str(folder), tmp_path / "a.safetensors", results=out)
+    assert cli.open_network(str(tmp_path / "a.safetensors")).about["results"] == results
     assert results["samples"] == {"n": 100, "sampler": "dpm-solver", "steps": 3, "seed": 0}
-    assert results["network"]["dataset"]["name"] == "digits"
     made_by = results["made_by"]
     assert made_by["versions"]["torch"] == torch.__version__ and made_by["device"]
     quality, bits = results["quality"], results["bits_per_dim"]
@@ -104,14 +110,12 @@ def test_every_option_is_explained_with_its_default(capsys):
         cli.main(["train", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    options = [line for line in text.split("\n") if "│ --" in line]
-    names = {line.split("--")[1].split()[0] for line in options}
+    names = set(re.findall(r"(?<![\w-])--([A-Za-z][\w-]*)", text)) - {"help"}
     training = PRESETS["cpu-minute"].training.__dataclass_fields__
     settings = PRESETS["cpu-minute"].__dataclass_fields__
     wanted = {n.replace("_", "-") for n in (*training, *settings) if n != "training"} | {"preset"}
-    assert names == {name if name != "T" else "T" for name in wanted}
-    explained = text.count("(default: ")
-    assert explained == len(wanted)
+    assert names == wanted
+    assert text.count("(default: ") == len(wanted)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,6 @@ def test_the_preset_fits_the_data_and_the_machine(monkeypatch, arguments, preset
         (["sample", "--network", "nowhere.safetensors", "--out", "a.png"], "nowhere.safetensors"),
         (["sample", "--network", "imagenet", "--out", "a.png"], "name must be one of"),
         (["export", "--network", "mnist", "--out", "a.pt"], "out must end in .safetensors"),
-        (["train", "--batch-size", "0"], "batch_size must be positive, got 0"),
         (["train", "--data", "mnist", "--root", "nowhere"], "mnist is not in nowhere"),
     ],
 )
@@ -151,6 +154,27 @@ def test_an_error_is_one_plain_line(arguments, message, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_setting_out_of_range_is_named(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--batch-size", "0"])
+    assert caught.value.code == 2
+    assert "batch_size must be positive" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="checkpoint-"):
         cli.open_network(str(tmp_path))
+
+
+def test_the_time_of_training_is_summed_over_starts(tmp_path):
+    """Ten steps of 8 images at 40 images a second, then ten at 20."""
+    start = {"started": {"run": {"training": {"batch_size": 8}}}}
+    lines = [
+        {"step": 0} | start,
+        {"step": 10, "images_per_second": 40.0},
+        {"step": 10} | start,
+        {"step": 20, "images_per_second": 20.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert seconds(path) == pytest.approx(10 * 8 / 40 + 10 * 8 / 20)

@@ -3,7 +3,7 @@
     all of it                     python -m benchmarks.peers
     how fast, without training    python -m benchmarks.peers --stage speed
     does it work at all           python -m benchmarks.peers --minutes 0.2 --samples 200 \
-                                      --work /tmp/peers --out /tmp/peers.json
+                                      --work runs/peers --out runs/peers.json
     go on after a stop            the same command again
 
 Each network lives in a process of its own, which waits while another is measured. This file

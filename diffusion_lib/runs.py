@@ -221,7 +221,8 @@ class _Recorder:
 
         generator = torch.Generator().manual_seed(0)
         x_T = torch.randn(64, *self.held_out.shape, generator=generator).to(self.schedule.beta)
-        *_, last = dpm_solver(state.average, self.schedule, x_T, steps=20, target=target)
+        steps = min(20, T)
+        *_, last = dpm_solver(state.average, self.schedule, x_T, steps=steps, target=target)
         picture = mosaic(last.x_t.cpu(), 8)[0, 0].clamp(-1, 1).numpy()
         path = self.config.out / f"samples-{state.step:08d}.png"
         matplotlib.image.imsave(path, picture, cmap="gray", vmin=-1, vmax=1)

@@ -24,7 +24,9 @@ from diffusion_lib.unet import UNet
 
 WEIGHTS = Path(__file__).with_name("weights")
 
-# Where the digest will stand while it is computed: as long as the digest itself.
+# How the digest stands in the header, and what stands there while it is computed. Quotes within
+# the description are escaped, so there is no other such place.
+_FIELD = '"sha256":"{}"'
 _BLANK = "0" * 64
 
 
@@ -52,7 +54,7 @@ def save(path: str | os.PathLike, tensors: dict[str, Tensor], about: dict[str, A
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"about": json.dumps(about), "sha256": _BLANK}
     data = safetensors_torch.save(tensors, metadata)
-    data = data.replace(_BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+    data = _with_digest(data, _BLANK, hashlib.sha256(data).hexdigest())
     write_atomically(path, data)
 
 
@@ -68,12 +70,11 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         header = json.loads(data[8 : 8 + length])["__metadata__"]
         digest, about = header["sha256"], json.loads(header["about"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged, or was not written by diffusion_lib: its header cannot be read"
         ) from error
-    blank = data.replace(digest.encode(), _BLANK.encode(), 1)
-    if hashlib.sha256(blank).hexdigest() != digest:
+    if hashlib.sha256(_with_digest(data, digest, _BLANK)).hexdigest() != digest:
         raise CheckpointError(
             f"{path} is damaged: its contents do not match their SHA-256. "
             "It may have been cut short or altered; use another copy"
@@ -150,7 +151,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
     # The rename itself lasts only once the folder is on the disk.
@@ -160,6 +161,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _with_digest(data: bytes, old: str, new: str) -> bytes:
+    return data.replace(_FIELD.format(old).encode(), _FIELD.format(new).encode(), 1)
 
 
 def versions() -> dict[str, str]:

@@ -112,7 +112,9 @@ def train_classifier(
     classes = int(dataset.labels.max()) + 1
     patch = 2 if min(dataset.shape[1:]) >= _LARGE else 1
     model = Classifier(dataset.shape[0], classes, patch=patch, seed=seed)
-    model = model.to(device, memory_format=torch.channels_last)
+    # Quicker by a tenth; but torch's batch normalisation gets it wrong on Apple's GPUs.
+    layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
+    model = model.to(device, memory_format=layout)
     batch_size = min(batch_size, len(dataset))
     steps = len(dataset) // batch_size
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
@@ -123,7 +125,7 @@ def train_classifier(
         order = torch.randperm(len(dataset), generator=generator, device=device)
         for rows in order[: steps * batch_size].view(steps, batch_size):
             x = _move(to_float(dataset.images[rows]), shift, turn, generator)
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=layout)
             loss = F.cross_entropy(model(x), dataset.labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
@@ -181,7 +183,10 @@ def load_classifier(name: str | os.PathLike, device: str | torch.device = "cpu")
         if not path.exists():
             found = checkpoint.WEIGHTS.glob("classifier-*.safetensors")
             names = sorted(p.stem.removeprefix("classifier-") for p in found)
-            raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
+            raise ValueError(
+                f"no classifier for {name!r} comes with the library: name must be one of "
+                + ", ".join(names)
+            )
     tensors, about = checkpoint.load(path)
     if "classifier" not in about:
         raise checkpoint.CheckpointError(f"{path} holds no classifier")

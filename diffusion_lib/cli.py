@@ -50,6 +50,8 @@ def draw(
     batch_size: int = 500,
 ) -> torch.Tensor:
     """n images of a network as uint8, (n, C, H, W). steps: DDPM always takes all T."""
+    if n < 1:
+        raise ValueError(f"n must be at least 1 image, got {n}")
     model, schedule, target, about = network
     device = schedule.beta.device
     shape = about["dataset"]["shape"]
@@ -177,6 +179,10 @@ def measure(
         load(name, train=part, root=root, device=device) for part in (True, False)
     )
     classifier = load_classifier(name, device)
+    if n <= classifier.head.in_features:
+        raise ValueError(
+            f"n must exceed the classifier's {classifier.head.in_features} features, got {n}"
+        )
     shares = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
     levels = sorted({max(1, round(schedule.T * share)) for share in shares})
     samples = draw(network, n, sampler=sampler, steps=steps, seed=seed)
@@ -184,7 +190,12 @@ def measure(
         model, schedule, test_set, target=target, levels=levels, seed=seed, limit=1000
     )
     return {
-        "samples": {"n": n, "sampler": sampler, "steps": steps, "seed": seed},
+        "samples": {
+            "n": n,
+            "sampler": sampler,
+            "steps": schedule.T if sampler == "ddpm" else steps,
+            "seed": seed,
+        },
         "error_by_level": {key: values.tolist() for key, values in errors.items()},
         "bits_per_dim": evaluation.bits_per_dim(
             model, schedule, test_set, target=target, seed=seed
@@ -211,7 +222,9 @@ def main(argv: list[str] | None = None) -> None:
         Args:
             preset: the set of defaults.
         """
-        run(config)
+        network = run(config)
+        if network and network.about["step"] < config.training.steps:
+            sys.exit(f"stopped at step {network.about['step']}; the same command goes on from it")
 
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -235,9 +248,10 @@ def _preset(argv: list[str]) -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS)
     parser.add_argument("--data", default="digits")
+    parser.add_argument("--device", default="auto")
     given, _ = parser.parse_known_args(argv)
     if given.preset:
         return given.preset
     if given.data == "digits":
         return "cpu-minute"
-    return "mnist-cpu" if pick_device("auto") == "cpu" else "mnist-gpu"
+    return "mnist-gpu" if pick_device(given.device).startswith("cuda") else "mnist-cpu"

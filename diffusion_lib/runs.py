@@ -11,17 +11,19 @@ The folder holds
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +41,7 @@ from diffusion_lib.evaluation import error_by_level
 from diffusion_lib.figures import mosaic
 from diffusion_lib.sampling import dpm_solver
 from diffusion_lib.schedule import NoiseSchedule
-from diffusion_lib.training import ACCELERATOR_CHECKS_EVERY, TrainConfig, TrainState, train
+from diffusion_lib.training import GPU_CHECKS_EVERY, TrainConfig, TrainState, may_read, train
 from diffusion_lib.unet import PRESETS as NETWORKS
 from diffusion_lib.unet import UNet
 
@@ -105,7 +107,7 @@ PRESETS = {
             bfloat16=True,
             compile=True,
         ),
-        log_every=ACCELERATOR_CHECKS_EVERY,
+        log_every=GPU_CHECKS_EVERY,
         **NETWORKS["mnist-gpu"],
     ),
 }
@@ -114,9 +116,10 @@ PRESETS = {
 def run(config: RunConfig) -> Network | None:
     """Train, or go on training, in the folder `config.out`; return what it trained so far.
 
-    Ctrl-C and SIGTERM end it after the step under way, with a checkpoint. Under torchrun the
-    processes share each batch, only the first one writes and returns a network, and any
-    number of processes can go on; the folder must then be one that all of them see.
+    Ctrl-C and SIGTERM end it after the step under way, with a checkpoint; with several GPUs
+    after at most 50 steps, so that all leave at the same one. Under torchrun the processes
+    share each batch, only the first one writes and returns a network, and any number of
+    processes can go on; the folder must then be one that all of them see.
 
     Raises ValueError for a folder that holds another run, CheckpointError for a damaged
     checkpoint, FileNotFoundError without data, FloatingPointError for a loss that is not
@@ -124,41 +127,59 @@ def run(config: RunConfig) -> Network | None:
     touches the last good checkpoint.
     """
     with _processes(config.device) as (device, rank), _stop_signals() as asked:
-        dataset, held_out = (
-            load(config.data, train=part, root=config.root, device=device) for part in (True, False)
-        )
+        dataset, held_out = _load(config, device)
         schedule = getattr(NoiseSchedule, config.schedule)(config.T).to(device)
-        model = UNet(dataset.shape[0], config.widths, config.blocks, config.patch).to(device)
-        about = _about(config, dataset, model) | {"made_by": provenance(device)}
+        seed = config.training.seed
+        model = UNet(dataset.shape[0], config.widths, config.blocks, config.patch, seed=seed)
+        model.to(device)
+        about = _about(config, dataset, model)
         resume = _resume(config.out, about)
         start = int(resume["step"]) if resume else 0
-        recorder = None
-        if rank == 0:
-            recorder = _Recorder(config, about, schedule, held_out, start)
-        try:
-            for state in train(model, schedule, dataset, config.training, resume):
-                stop = _is_read(state.step, device) and _any_process(asked, device)
-                if recorder:
-                    recorder.record(state, stop)
-                if stop:
-                    break
-        except RuntimeError as error:
-            if distributed.is_initialized():
-                raise RuntimeError(
-                    f"process {rank} lost the others or failed: {error}\nIf another process "
-                    "ended, its own message says why. The same command goes on from the last "
-                    f"checkpoint, {latest(config.out) or 'of which there is none yet'}"
-                ) from error
-            raise
-        finally:
-            if recorder:
-                recorder.close()
+        _agree(start, config.out)
+        if start < config.training.steps:
+            with ExitStack() as stack:
+                stack.enter_context(_explained(config.out, rank))
+                recorder = None
+                if rank == 0:
+                    recorder = _Recorder(config, about, schedule, held_out, start)
+                    stack.callback(recorder.close)
+                for state in train(model, schedule, dataset, config.training, resume):
+                    stop = _is_asked(asked, state.step, device)
+                    if recorder:
+                        recorder.record(state, stop)
+                    if stop:
+                        break
         return checkpoint.load_network(latest(config.out), device) if rank == 0 else None
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of the run in `folder`, or None."""
     return max(Path(folder).glob("checkpoint-*.safetensors"), default=None)
+
+
+@contextmanager
+def _explained(folder: Path, rank: int) -> Iterator[None]:
+    """Says, with an error that ends the run, from where it can go on."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}; make room. {_kept(folder)}", str(folder)
+        ) from error
+    except RuntimeError as error:
+        if not distributed.is_initialized():
+            raise
+        raise RuntimeError(
+            f"process {rank} lost the others or failed: {error}\nIf another process ended, its "
+            f"own message says why. {_kept(folder)}"
+        ) from error
+
+
+def _kept(folder: Path) -> str:
+    path = latest(folder)
+    if path is None:
+        return "There is no checkpoint yet: the same command begins anew"
+    return f"The last checkpoint, {path}, is whole: the same command goes on from it"
 
 
 class _Recorder:
@@ -173,6 +194,10 @@ class _Recorder:
         start: int,
     ):
         config.out.mkdir(parents=True, exist_ok=True)
+        self.lock = _locked(config.out)
+        for partial in config.out.glob(".*.partial"):  # left by a process that was killed
+            partial.unlink()
+        about = about | {"made_by": provenance(schedule.beta.device)}
         self.config, self.about, self.schedule, self.held_out = config, about, schedule, held_out
         self.log = _reopened(config.out / "metrics.jsonl", start)
         self.board = SummaryWriter(config.out, purge_step=start + 1)
@@ -181,23 +206,24 @@ class _Recorder:
         self.clock, self.counted = time.perf_counter(), start
 
     def record(self, state: TrainState, stop: bool) -> None:
-        """Log, measure, draw and save what is due at this step."""
+        """Log, save, measure and draw what is due at this step: the dearest to lose comes first."""
         config, step = self.config, state.step
-        self.bar.update()
+        _tell(self.bar.update)
         end = step == config.training.steps
         if step % config.log_every == 0 or end:
             self.log_progress(state)
-        if step % config.evaluate_every == 0 or end:
-            self.measure(state)
         if step % config.checkpoint_every == 0 or end or stop:
             self.save(state)
+        if (step % config.evaluate_every == 0 or end) and not stop:
+            self.measure(state)
 
     def log_progress(self, state: TrainState) -> None:
+        state.check()
         loss, norm = state.loss.item(), state.norm.item()
         seconds = time.perf_counter() - self.clock
         rate = (state.step - self.counted) * self.config.training.batch_size / seconds
         self.clock, self.counted = time.perf_counter(), state.step
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} images/s")
+        _tell(self.bar.set_postfix_str, f"loss {loss:.4f}, {rate:,.0f} images/s")
         values = {
             "loss": loss,
             "gradient_norm": norm,
@@ -214,7 +240,7 @@ class _Recorder:
         errors = error_by_level(
             state.average, self.schedule, self.held_out, target=target, levels=levels, limit=SCORED
         )
-        tqdm.write(_table(state.step, errors))
+        _tell(tqdm.write, _table(state.step, errors))
         self.write(state.step, {"held_out": {k: v.tolist() for k, v in errors.items()}})
         for t, error in zip(levels, errors["data"].tolist(), strict=True):
             self.board.add_scalar(f"held_out_data_error/t={t}", error, state.step)
@@ -232,26 +258,39 @@ class _Recorder:
 
     def save(self, state: TrainState) -> None:
         path = self.config.out / f"checkpoint-{state.step:08d}.safetensors"
-        before = latest(self.config.out)
         tensors = state.tensors() | checkpoint.prefixed("schedule", self.schedule.tables())
-        try:
-            checkpoint.save(path, tensors, self.about | {"step": state.step})
-        except OSError as error:
-            kept = f"{before} is whole" if before else "there is none before it"
-            raise OSError(
-                error.errno, f"the checkpoint could not be written ({kept}): {error.strerror}", path
-            ) from error
+        checkpoint.save(path, tensors, self.about | {"step": state.step})
         for old in sorted(self.config.out.glob("checkpoint-*.safetensors"))[:-2]:
-            old.unlink()
+            old.unlink(missing_ok=True)
         self.clock, self.counted = time.perf_counter(), state.step
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         print(json.dumps({"step": step} | values), file=self.log, flush=True)
 
     def close(self) -> None:
-        self.bar.close()
-        self.board.close()
-        self.log.close()
+        with ExitStack() as stack:  # all of them, whichever fails
+            stack.callback(os.close, self.lock)
+            stack.callback(self.log.close)
+            stack.callback(self.board.close)
+            stack.callback(_tell, self.bar.close)
+
+
+def _tell(show: Callable[..., Any], *text: Any) -> None:
+    """Show progress. The terminal may be gone, as a pipe is whose reader the same Ctrl-C ended;
+    the run must not go with it."""
+    with suppress(OSError):
+        show(*text)
+
+
+def _locked(folder: Path) -> int:
+    """A lock on the folder, which ends with this process at the latest."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise BlockingIOError(error.errno, "another run is under way here", str(folder)) from error
+    return handle
 
 
 def _table(step: int, errors: dict[str, Tensor]) -> str:
@@ -275,6 +314,7 @@ def _about(config: RunConfig, dataset: Dataset, model: UNet) -> dict[str, Any]:
         "run": json.loads(json.dumps(settings)),
         "unet": model.settings,
         "target": config.training.target,
+        "device": dataset.images.device.type,
         "dataset": {
             "name": dataset.name,
             "images": len(dataset),
@@ -300,6 +340,12 @@ def _resume(folder: Path, about: dict[str, Any]) -> dict[str, Tensor] | None:
     if found["dataset"] != about["dataset"]:
         raise ValueError(
             f"{folder} holds a run on other images: {found['dataset']}, now {about['dataset']}"
+        )
+    device = found.get("device", about["device"])
+    if device != about["device"]:
+        raise ValueError(
+            f"{folder} holds a run on {device}, whose random numbers {about['device']} cannot go "
+            f"on with: give --device {device}, or choose another folder"
         )
     was, now = _flat(found["run"]), _flat(about["run"])
     changed = [name for name in now if name not in FREE and was.get(name) != now[name]]
@@ -329,15 +375,39 @@ def _reopened(path: Path, start: int):
     return open(path, "a", encoding="utf-8")
 
 
-def _is_read(step: int, device: torch.device) -> bool:
-    """Whether the host may read values of this step without slowing the device down."""
-    return device.type == "cpu" or step % ACCELERATOR_CHECKS_EVERY == 0
+def _load(config: RunConfig, device: torch.device) -> tuple[Dataset, Dataset]:
+    """Images to train on, images held out. Where they are to be fetched, one process a machine
+    does, before the others look."""
+    last = distributed.is_initialized() and int(os.environ["LOCAL_RANK"]) > 0
+    if last:
+        distributed.barrier()
+    both = [
+        load(config.data, train=part, root=config.root, device=device) for part in (True, False)
+    ]
+    if distributed.is_initialized() and not last:
+        distributed.barrier()
+    return both[0], both[1]
 
 
-def _any_process(asked: list[int], device: torch.device) -> bool:
-    """Whether any process was asked to stop: they must all leave at the same step."""
+def _agree(start: int, folder: Path) -> None:
+    """Raise ValueError unless all processes start from the same step."""
+    if not distributed.is_initialized():
+        return
+    starts = [None] * distributed.get_world_size()
+    distributed.all_gather_object(starts, start)
+    if len(set(starts)) > 1:
+        raise ValueError(
+            f"the processes find different checkpoints in {folder}, of steps {starts}: "
+            "the folder must be one that all of them see"
+        )
+
+
+def _is_asked(asked: list[int], step: int, device: torch.device) -> bool:
+    """Whether to stop at this step, the same in all processes."""
     if not distributed.is_initialized():
         return bool(asked)
+    if not may_read(step, device):
+        return False
     flag = torch.tensor(float(bool(asked)), device=device)
     distributed.all_reduce(flag)
     return bool(flag)
@@ -352,7 +422,7 @@ def _stop_signals() -> Iterator[list[int]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
-        tqdm.write("stopping after this step; a checkpoint is written first")
+        _tell(tqdm.write, "stopping, with a checkpoint; Ctrl-C again: at once, without")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -365,18 +435,19 @@ def _stop_signals() -> Iterator[list[int]]:
 @contextmanager
 def _processes(device: str) -> Iterator[tuple[torch.device, int]]:
     """The device of this process and its rank; with torchrun, joined with the others."""
-    where = torch.device(pick_device(device))
-    if not distributed.is_torchelastic_launched():
-        yield where, 0
+    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+        yield torch.device(pick_device(device)), 0
         return
+    if device == "auto":  # gloo does not know Apple's GPUs
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
     if where.type == "cuda":
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
     distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    try:
-        yield where, distributed.get_rank()
-    finally:
-        distributed.destroy_process_group()
+    yield where, distributed.get_rank()
+    # Not after an error: it would wait for processes that wait for this one.
+    distributed.destroy_process_group()
 
 
 def seconds(log: Path) -> float:
@@ -395,16 +466,17 @@ def seconds(log: Path) -> float:
 def provenance(device: torch.device | str = "cpu") -> dict:
     """What a result must say of how it came to be."""
     here = Path(__file__).resolve().parents[1]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    commit = None
+    if (here / ".git").exists() and shutil.which("git"):
+        git = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=False)
+        commit = git.stdout.strip() or None
+    # In a notebook the arguments are those of its kernel.
+    from_shell = Path(sys.argv[0]).parent.name == "diffusion_lib"
+    command = shlex.join(["python", "-m", "diffusion_lib", *sys.argv[1:]]) if from_shell else None
     return {
-        "command": shlex.join(["python", "-m", "diffusion_lib", *sys.argv[1:]]),
-        "commit": git.stdout.strip() if (here / ".git").exists() else None,
+        "command": command,
+        "commit": commit,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": checkpoint.versions(),

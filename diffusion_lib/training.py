@@ -31,9 +31,8 @@ from diffusion_lib.data import Dataset, to_float
 from diffusion_lib.objective import Target, check_target, denoising_loss, takes_labels
 from diffusion_lib.schedule import NoiseSchedule
 
-# Reading a number back makes an accelerator wait for the host; so it is done once in so many
-# steps. On a CPU there is nobody to wait for.
-ACCELERATOR_CHECKS_EVERY = 50
+# Reading a number back makes a GPU wait for the host, so it is done once in so many steps.
+GPU_CHECKS_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class TrainConfig:
     average_decay: float = 0.995  # of the moving average of the weights, per step, once warm
     # what the network predicts: the noise, the clean data, or the velocity between them
     target: Target = "velocity"
-    seed: int = 0  # of batches, times and noise
+    seed: int = 0  # of batches, times and noise; of a run, of the first weights too
     # compute in bfloat16 where that is safe. Pays on a GPU, costs much on most CPUs
     bfloat16: bool = False
     compile: bool = False  # compile the network first, which takes a minute. Pays on a GPU
@@ -64,7 +63,7 @@ class TrainConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("steps", "batch_size", "learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must lie in [0, 1), got {self.average_decay}")
@@ -82,9 +81,23 @@ class TrainState:
     average: nn.Module  # the moving average of its weights: sample from this one
     optimizer: torch.optim.Optimizer
     generator: torch.Generator  # of batches, times and noise
+    fault: Tensor  # step, loss, norm and rate where one was first not finite, or zeros
+
+    def check(self) -> None:
+        """Raise FloatingPointError if a step up to this one was not finite; waits for a GPU."""
+        step, loss, norm, rate = self.fault.tolist()
+        if step:
+            raise FloatingPointError(
+                f"the loss became {loss} and its gradient's length {norm} at step {step:.0f}, "
+                f"learning rate {rate:.2g}: lower learning_rate"
+            )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that `train(…, resume=…)` needs to go on as if it had never stopped."""
+        """All that `train(…, resume=…)` needs to go on as if it had never stopped.
+
+        Raises as `check`: nothing that came after a fault is worth keeping.
+        """
+        self.check()
         tensors = {"step": torch.tensor(self.step), "generator": self.generator.get_state()}
         tensors |= prefixed("model", self.model.state_dict())
         tensors |= prefixed("average", self.average.state_dict())
@@ -109,12 +122,11 @@ def train(
     Where torch.distributed is initialised, each process takes its share of every batch; the
     batches, times and noise are the same for any number of processes.
 
-    Raises FloatingPointError when the loss or its gradient stops being finite: at that step
-    on a CPU, within 50 steps on an accelerator. The weights are then those of the last good
-    step. Raises ValueError for a batch that the processes cannot share evenly.
+    Raises FloatingPointError when the loss or its gradient stops being finite: at that step,
+    or on a GPU within 50 steps. The weights are then those of the last good step.
+    Raises ValueError for a batch that the processes cannot share evenly.
     """
     device = dataset.images.device
-    on_cpu = device.type == "cpu"
     several = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if several else (0, 1)
     if config.batch_size % processes:
@@ -143,13 +155,12 @@ def train(
                 for key, value in under(f"optimizer.{name}", resume).items()
             }
 
-    network = DistributedDataParallel(model) if processes > 1 else model
+    network = DistributedDataParallel(model, broadcast_buffers=False) if processes > 1 else model
     if config.compile:
         network = torch.compile(network)
     weights, averages = list(model.parameters()), list(average.parameters())
     mine = slice(rank, None, processes)
-    # Step, loss and length of gradient where the first one of them was not finite, or zeros.
-    fault = torch.zeros(3, device=device)
+    fault = torch.zeros(4, device=device)
 
     for step in range(start + 1, config.steps + 1):
         x_0, y = dataset.batch(config.batch_size, generator)
@@ -168,20 +179,21 @@ def train(
             distributed.all_reduce(loss)
             loss /= processes
 
-        now = torch.stack([torch.full_like(loss, step), loss, norm]).float()
-        fault = torch.where((fault[0] == 0) & ~now.isfinite().all(), now, fault)
-        # As torch's own gradient scaler tells it: the optimizer then leaves all as it is.
-        optimizer.found_inf = (fault[0] > 0).float()
         rate = config.learning_rate * _rate(step - 1, config)
         optimizer.param_groups[0]["lr"] = rate
+        now = torch.stack([torch.full_like(loss, step), loss, norm, torch.full_like(loss, rate)])
+        fault = torch.where((fault[0] == 0) & ~now.isfinite().all(), now.float(), fault)
+        state = TrainState(step, loss, norm, rate, model, average, optimizer, generator, fault)
+        if may_read(step, device) or step == config.steps:
+            state.check()
+        # As torch's own gradient scaler says it: from a fault on, leave all weights as they are.
+        optimizer.found_inf = (fault[0] > 0).float()
         optimizer.step()
-        if on_cpu or step % ACCELERATOR_CHECKS_EVERY == 0 or step == config.steps:
-            _check(fault, config)
         # Early on the average must be quick to forget the random start.
         decay = min(config.average_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - decay)
-        yield TrainState(step, loss, norm, rate, model, average, optimizer, generator)
+        yield state
 
 
 @torch.no_grad()
@@ -208,14 +220,9 @@ def held_out_loss(
     return torch.cat(losses).mean()
 
 
-def _check(fault: Tensor, config: TrainConfig) -> None:
-    step, loss, norm = fault.tolist()
-    if step:
-        rate = config.learning_rate * _rate(int(step) - 1, config)
-        raise FloatingPointError(
-            f"the loss became {loss} and its gradient's length {norm} at step {step:.0f}, "
-            f"learning rate {rate:.2g}: lower learning_rate"
-        )
+def may_read(step: int, device: torch.device) -> bool:
+    """Whether reading a number back at this step costs nothing worth mentioning."""
+    return device.type != "cuda" or step % GPU_CHECKS_EVERY == 0
 
 
 def _rate(step: int, config: TrainConfig) -> float:

@@ -46,6 +46,13 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_a_description_that_looks_like_a_digest_does_no_harm(tmp_path):
+    about = {"parent_sha256": "0" * 64, "sha256": "0" * 64, "a": '"sha256":"' + "0" * 64 + '"'}
+    for _ in range(10):  # the order within the header is left to chance
+        save(tmp_path / "a.safetensors", tensors(), about)
+        assert load(tmp_path / "a.safetensors")[1] == about
+
+
 def test_other_tools_read_it(tmp_path):
     from safetensors import safe_open
 

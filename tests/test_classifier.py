@@ -155,7 +155,7 @@ def test_bad_input_is_named(tmp_path):
         classifier(images(2, 3, 8, 8))
     with pytest.raises(TypeError, match="x must be float, in .*, got torch.uint8"):
         classifier.features(load("digits").images[:2])
-    with pytest.raises(ValueError, match="name must be one of digits, mnist, got 'cifar'"):
+    with pytest.raises(ValueError, match="no classifier for 'cifar' .* one of digits, mnist"):
         load_classifier("cifar")
     path = tmp_path / "other.safetensors"
     checkpoint.save(path, {"a": torch.zeros(1)}, {})

@@ -84,7 +84,8 @@ def load(
     The 28×28 images are padded with black to 32×32, which five halvings divide. root: folder
     with torchvision's files; without it the one that the environment variable DIFFUSION_DATA
     names; without that the user's cache, to which the files are downloaded once.
-    Raises ValueError for an unknown name, FileNotFoundError if the files are not to be had.
+    Raises ValueError for an unknown name or files that are damaged or of another size,
+    FileNotFoundError if they are not to be had.
     """
     if name == "digits":
         images, labels = _digits(train)
@@ -126,13 +127,24 @@ def _torchvision(name: str, train: bool, root) -> tuple[Tensor, Tensor]:
     given = root or os.environ.get("DIFFUSION_DATA")
     folder = Path(given) if given else Path.home() / ".cache" / "diffusion_lib"
     source = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+    raw = folder / source.__name__ / "raw"
     try:
         found = source(folder, train=train, download=not given)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
+        if any(raw.glob("*-ubyte")):
+            raise ValueError(
+                f"the files of {name} in {raw} are damaged or not all there: {error}. "
+                "Put whole ones in their place"
+            ) from error
         raise FileNotFoundError(
             f"{name} is not in {folder}{'' if given else f' and could not be fetched: {error}'}. "
             "Give the folder that holds "
             f"{source.__name__}/raw as root=… or in the environment variable DIFFUSION_DATA; "
             'load("digits") needs neither folder nor network.'
         ) from error
+    if found.data.shape[1:] != (28, 28) or len(found.data) != len(found.targets):
+        raise ValueError(
+            f"the files of {name} in {raw} are not those of 28×28 images and as many labels: "
+            f"images {tuple(found.data.shape)}, labels {tuple(found.targets.shape)}"
+        )
     return found.data, found.targets

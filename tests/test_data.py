@@ -183,6 +183,31 @@ def test_a_folder_without_the_files_says_what_to_do(tmp_path, monkeypatch, name,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(cut=100), "are damaged or not all there"),
+        (dict(cut=10 * 784 + 10), "are damaged or not all there"),
+        (dict(labels=9), r"as many labels: images \(10, 28, 28\), labels \(9,\)"),
+        (dict(side=30), r"not those of 28×28 .* images \(10, 30, 30\)"),
+    ],
+    ids=["cut short", "header cut", "a label short", "of another size"],
+)
+def test_files_that_are_not_what_they_should_be_are_named(tmp_path, changes, message):
+    """Each in the format of MNIST, with ten black images."""
+    how = {"labels": 10, "side": 28, "cut": 0, **changes}
+    images = struct.pack(">4i", 2051, 10, how["side"], how["side"]) + bytes(10 * how["side"] ** 2)
+    labels = struct.pack(">2i", 2049, how["labels"]) + bytes(how["labels"])
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(images[: len(images) - how["cut"]])
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(ValueError, match=message) as caught:
+        load("mnist", root=tmp_path)
+    assert str(raw) in str(caught.value)
+
+
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     def no_network(*arguments, **settings):
         raise URLError("no route to host")

@@ -110,6 +110,15 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path, whole, monkeypatch, number, 
     assert_same_run(tmp_path, whole)
 
 
+def test_the_seed_of_a_run_is_that_of_its_first_weights(tmp_path):
+    network = run(config(tmp_path, steps=1, learning_rate=1e-12, seed=5))
+    for seed in (5, 0):
+        fresh = UNet(widths=(8, 8), blocks=1, seed=seed).state_dict()
+        found = network.model.state_dict()
+        same = all(torch.allclose(found[name], fresh[name], atol=1e-6) for name in fresh)
+        assert same is (seed == 5)
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
     interrupting(monkeypatch, 3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt):

@@ -11,6 +11,7 @@ The folder holds
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -162,10 +163,12 @@ def _explained(folder: Path, rank: int) -> Iterator[None]:
     """Says, with an error that ends the run, from where it can go on."""
     try:
         yield
+    except BlockingIOError:  # another run has the folder
+        raise
     except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror}; make room. {_kept(folder)}", str(folder)
-        ) from error
+        advice = "; make room" if error.errno == errno.ENOSPC else ""
+        text = f"{error.strerror}{advice}. {_kept(folder)}"
+        raise OSError(error.errno, text, str(folder)) from error
     except RuntimeError as error:
         if not distributed.is_initialized():
             raise

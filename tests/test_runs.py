@@ -431,7 +431,7 @@ def test_the_end_of_the_terminal_is_not_the_end_of_the_run(tmp_path, whole, monk
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     def again():
-        with pytest.raises(BlockingIOError, match="another run is under way here"):
+        with pytest.raises(BlockingIOError, match="another run is under way here: '"):
             run(config(tmp_path, steps=20))
 
     interrupting(monkeypatch, 5, again)

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from diffusion_lib import checkpoint
+from diffusion_lib import checkpoint, data
 from diffusion_lib.checkpoint import CheckpointError, load, load_network, save, save_network
+from diffusion_lib.evaluation import error_by_level
 from diffusion_lib.schedule import NoiseSchedule
 from diffusion_lib.unet import UNet
 
@@ -146,6 +147,25 @@ def test_a_network_comes_back_as_it_was(tmp_path, half):
         assert not torch.equal(network.model(x, t), model(x, t))
     else:
         assert torch.equal(network.model(x, t), model(x, t))
+
+
+def test_the_network_that_comes_with_the_library_is_as_good_as_its_card_says():
+    path = checkpoint.WEIGHTS / "mnist.safetensors"
+    assert path.stat().st_size < 4e6
+    network = checkpoint.load_pretrained("mnist")
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == network.about
+    measured = network.about["results"]["error_by_level"]
+    level = measured["t"].index(500)
+    errors = error_by_level(
+        network.model,
+        network.schedule,
+        data.load("mnist", train=False),
+        target=network.target,
+        levels=[500],
+        limit=1000,  # as the command `evaluate` does
+    )
+    for name in ("noise", "data", "data_floor"):
+        assert errors[name].item() == pytest.approx(measured[name][level], rel=1e-3)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

@@ -118,7 +118,7 @@ def test_batch_leaves_enough_updates(images, batch_size):
 
 
 def test_command_that_is_kept_names_no_folder():
-    given = ["--minutes", "2", "--work", "elsewhere/work", "--only", "ours", "--out=elsewhere/x.json"]
+    given = ["--minutes", "2", "--work", "elsewhere/work", "--only", "ours", "--out=else/x.json"]
     assert peers.parse(given).arguments == ["--minutes", "2", "--only", "ours"]
 
 

@@ -9,14 +9,16 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import matplotlib.image
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
 from diffusion_lib import checkpoint, evaluation, sampling
 from diffusion_lib.checkpoint import Network
@@ -49,7 +51,10 @@ def draw(
     seed: int = 0,
     batch_size: int = 500,
 ) -> torch.Tensor:
-    """n images of a network as uint8, (n, C, H, W). steps: DDPM always takes all T."""
+    """n images of a network as uint8, (n, C, H, W). steps: DDPM always takes all T.
+
+    Shows a bar in a terminal, if there is more than one batch.
+    """
     if n < 1:
         raise ValueError(f"n must be at least 1 image, got {n}")
     model, schedule, target, about = network
@@ -63,8 +68,12 @@ def draw(
         "ddpm": partial(sampling.ddpm, generator=torch.Generator(device).manual_seed(seed)),
     }[sampler]
     images = []
-    for part in x_T.split(batch_size):
-        *_, last = walk(model, schedule, part.to(device), target=target)
+    parts = x_T.split(batch_size)
+    # disable=None: a bar only where someone watches.
+    watched = {"unit": "batch", "leave": False, "disable": None if len(parts) > 1 else True}
+    for part in tqdm(parts, "drawing", **watched):
+        for last in walk(model, schedule, part.to(device), target=target):  # noqa: B007
+            pass  # not kept: a thousand states of a batch are gigabytes
         images.append(to_uint8(last.x_t).cpu())
     return torch.cat(images)
 
@@ -151,9 +160,10 @@ def evaluate(
         root: folder with torchvision's files; without it $DIFFUSION_DATA, then the user's cache.
         device: "auto" takes an accelerator if there is one; or "cpu", "cuda", "mps".
     """
-    results = measure(
+    parts = measure(
         open_network(network, device), n=n, sampler=sampler, steps=steps, seed=seed, root=root
     )
+    results = dict(tqdm(parts, "measuring", total=5, unit="part", leave=False, disable=None))
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     print(text, end="")
     if out is not None:
@@ -169,9 +179,10 @@ def measure(
     steps: int = 20,
     seed: int = 0,
     root: Path | None = None,
-) -> dict:
-    """All measures of `evaluation` on one network, ready for JSON, with what they need to be
-    repeated. The features are those of the classifier of the network's own data set.
+) -> Iterator[tuple[str, Any]]:
+    """All measures of `evaluation` on one network, by name, ready for JSON, with what they need
+    to be repeated; each as soon as it is there, which takes minutes on a CPU. The features are
+    those of the classifier of the network's own data set.
     """
     model, schedule, target, about = network
     name, device = about["dataset"]["name"], schedule.beta.device
@@ -185,24 +196,20 @@ def measure(
         )
     shares = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
     levels = sorted({max(1, round(schedule.T * share)) for share in shares})
-    samples = draw(network, n, sampler=sampler, steps=steps, seed=seed)
     errors = evaluation.error_by_level(
         model, schedule, test_set, target=target, levels=levels, seed=seed, limit=1000
     )
-    return {
-        "samples": {
-            "n": n,
-            "sampler": sampler,
-            "steps": schedule.T if sampler == "ddpm" else steps,
-            "seed": seed,
-        },
-        "error_by_level": {key: values.tolist() for key, values in errors.items()},
-        "bits_per_dim": evaluation.bits_per_dim(
-            model, schedule, test_set, target=target, seed=seed
-        ),
-        "quality": evaluation.sample_quality(samples, train_set, test_set, classifier, seed=seed),
-        "made_by": provenance(device),
-    }
+    drawn = {"n": n, "sampler": sampler, "seed": seed}
+    yield "samples", drawn | {"steps": schedule.T if sampler == "ddpm" else steps}
+    yield "error_by_level", {key: values.tolist() for key, values in errors.items()}
+    yield (
+        "bits_per_dim",
+        evaluation.bits_per_dim(model, schedule, test_set, target=target, seed=seed),
+    )
+    samples = draw(network, n, sampler=sampler, steps=steps, seed=seed)
+    quality = evaluation.sample_quality(samples, train_set, test_set, classifier, seed=seed)
+    yield "quality", quality
+    yield "made_by", provenance(device)
 
 
 def main(argv: list[str] | None = None) -> None:

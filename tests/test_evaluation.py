@@ -496,7 +496,7 @@ def held_out_quality():
 def test_held_out_images_as_samples_are_at_the_floor(held_out_quality):
     got = held_out_quality
     assert (got["samples"], got["held_out"], got["training"]) == (252, 252, 1545)
-    for name in ("frechet", "precision", "recall"):
+    for name in ("frechet", "precision", "recall", "nearest"):
         assert got[name]["value"] == pytest.approx(got[f"{name}_floor"]["value"], rel=1e-6)
         assert got[name]["low"] <= got[name]["value"] <= got[name]["high"]
     assert got["classes"] == got["classes_held_out"] and sum(got["classes"]) == 252
@@ -513,6 +513,10 @@ def test_sample_quality_is_its_parts(held_out_quality):
     assert held_out_quality["frechet_floor"]["value"] == pytest.approx(expected, rel=1e-6)
     # The number itself: with other features, distances reported before would mean another thing.
     assert held_out_quality["frechet_floor"]["value"] == pytest.approx(0.6258, abs=2e-3)
+    distances, _ = nearest(test.images, train.images)
+    assert held_out_quality["nearest"]["value"] == distances.median()
+    # Of 252 held-out images, those below the quantile of 1 %.
+    assert held_out_quality["copies"]["value"] == pytest.approx(3 / 252)
     direct = classifier.features(to_float(test.images)).double()
     torch.testing.assert_close(features(classifier, test.images), direct, rtol=1e-5, atol=1e-5)
 
@@ -530,12 +534,17 @@ def test_samples_are_rounded_and_bad_ones_are_told(held_out_quality):
     same = to_float(train.images[:1]) + 0.02 * draw(252, 1, 8, 8)
     one = sample_quality(same, train, test, classifier, **again)
     assert one["recall"]["value"] < 0.1 < 0.5 < one["recall_floor"]["value"]
+    # Half of the noise on black pixels is clipped; without that the distance would be 0.02 · 8.
+    assert 0.08 < one["nearest"]["value"] < 0.16
+    assert one["copies"]["value"] == 1
     assert sorted(one["classes"])[:9] == [0] * 9
     # Training images, learnt by heart, beat the floor.
     copies = sample_quality(train.images, train, test, classifier, **again)
     assert copies["frechet"]["value"] < copies["frechet_floor"]["value"]
     assert copies["samples"] == sum(copies["classes"]) == 252
-    for name in ("frechet", "precision", "recall"):  # the floor is held-out images, at every call
+    assert copies["nearest"]["value"] == 0 and copies["copies"]["value"] == 1
+    # The floor is that of held-out images, at every call.
+    for name in ("frechet", "precision", "recall", "nearest"):
         assert copies[f"{name}_floor"]["value"] == pytest.approx(
             held_out_quality[f"{name}_floor"]["value"], rel=1e-6
         )

@@ -1,6 +1,6 @@
 """Write the table and the plot that README and chapters show, from what `peers` measured.
 
-python -m benchmarks.report    results/peers.json → results/peers.md, results/peers.png
+python -m benchmarks.report    results/peers.json → results/peers.md, peers.png and the README
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ TITLES = {
     "smalldiffusion": "smalldiffusion",
     "post": "the post's, mended",
 }
+BEGIN = "<!-- from results/peers.json, by python -m benchmarks.report -->\n"
+END = "<!-- end -->"
 RECIPES = {"common": "common recipe", "own": "its own recipe"}
 
 
@@ -143,6 +145,12 @@ def plot(result: dict[str, Any]) -> Figure:
     return figure
 
 
+def fill(readme: str, text: str) -> str:
+    """The README with `text` between its two marks."""
+    before, _, rest = readme.partition(BEGIN)
+    return f"{before}{BEGIN}{text}{END}{rest.partition(END)[2]}"
+
+
 def _spread(values: dict[str, float], factor: float = 1, unit: str = "") -> str:
     median, low, high = (_short(factor * values[key]) for key in ("median", "low", "high"))
     return f"{median}{unit} ({low}–{high})"
@@ -164,7 +172,8 @@ def _list(values: list[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("results", nargs="?", type=Path, default=ROOT / "results" / "peers.json")
+    measured = ROOT / "results" / "peers.json"
+    parser.add_argument("results", nargs="?", type=Path, default=measured)
     path = parser.parse_args().results
     result = json.loads(path.read_text(encoding="utf-8"))
     text = f"{table(result)}\n\n{summary(result)}\n"
@@ -173,6 +182,10 @@ def main() -> None:
     if best_distances(result):
         plot(result).savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
         written.append(path.with_suffix(".png"))
+    if path.resolve() == measured:
+        readme = ROOT / "README.md"
+        write_atomically(readme, fill(readme.read_text(encoding="utf-8"), text))
+        written.append(readme)
     print("Written:", ", ".join(map(str, written)))
 
 

@@ -188,3 +188,11 @@ def test_result_without_trainings(options):
     result = peers.collect(["post"], options, settings)
     assert report.table(result).splitlines()[-1] == "| the post's, mended |" + " – |" * 8
     assert "seed 0" in report.summary(result)
+
+
+def test_the_readme_shows_what_was_measured():
+    result = json.loads((peers.ROOT / "results" / "peers.json").read_text(encoding="utf-8"))
+    text = f"{report.table(result)}\n\n{report.summary(result)}\n"
+    readme = (peers.ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.BEGIN in readme and report.fill(readme, text) == readme
+    assert (peers.ROOT / "results" / "peers.md").read_text(encoding="utf-8") == text

@@ -1,11 +1,11 @@
-"""What the three views share: their browser side, their controls, their checks."""
+"""What the views share: their browser side, their controls, their checks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from ipywidgets import Box, IntSlider, Layout, Play, VBox, jslink
+from ipywidgets import Box, Dropdown, FloatSlider, IntSlider, Layout, Play, VBox, jslink
 
 HERE = Path(__file__).parent
 STYLE = (HERE / "style.css").read_text(encoding="utf-8")
@@ -18,32 +18,50 @@ def module(name: str) -> str:
 
 
 class Figure(VBox):
-    """Controls above a view; its text form says what is shown, without address or id."""
+    """Controls above their views; its text form says what is shown, without address or id."""
 
-    def __init__(self, view, controls):
+    def __init__(self, view, controls, *followers):
         self.view = view
-        row = Box(controls, layout=Layout(width="100%"))
+        self.views = [view, *followers]
+        self.controls = list(controls)
+        row = Box(self.controls, layout=Layout(width="100%"))
         row.add_class("diffusion-controls")
-        super().__init__([row, view] if controls else [view], layout=Layout(width="100%"))
+        rows = [row] if self.controls else []
+        super().__init__([*rows, *self.views], layout=Layout(width="100%"))
         self.add_class("diffusion-box")
 
     def __repr__(self) -> str:
-        return self.view.summary()
+        return " + ".join(view.summary() for view in self.views)
+
+    def _repr_mimebundle_(self, **kwargs):
+        # ipywidgets 8 cuts a text after 110 characters, and so the second of two views.
+        return {**super()._repr_mimebundle_(**kwargs), "text/plain": repr(self)}
 
 
 def slider(view, trait: str, *, maximum: int, name: str, readout: bool) -> IntSlider:
     """A slider 0 … maximum tied to a trait of the view; it shrinks on a narrow screen."""
     control = IntSlider(
-        getattr(view, trait),
-        0,
-        maximum,
-        description=name,
-        readout=readout,
-        layout=Layout(width="auto", min_width="0", flex="1 1 36rem"),
-        style={"description_width": "initial"},
+        getattr(view, trait), 0, maximum, readout=readout, **_flexible(name, "36rem")
     )
     jslink((control, "value"), (view, trait))
     return control
+
+
+def real_slider(view, trait: str, *, low: float, high: float, name: str) -> FloatSlider:
+    """A slider low … high in steps of 0.05 tied to a trait of the view; two fit in a row."""
+    control = FloatSlider(
+        value=getattr(view, trait), min=low, max=high, step=0.05, **_flexible(name, "18rem")
+    )
+    jslink((control, "value"), (view, trait))
+    return control
+
+
+def _flexible(name: str, width: str) -> dict:
+    return {
+        "description": name,
+        "layout": Layout(width="auto", min_width="0", flex=f"1 1 {width}"),
+        "style": {"description_width": "initial"},
+    }
 
 
 def play(view, trait: str, *, maximum: int, interval: int) -> Play:
@@ -57,6 +75,32 @@ def play(view, trait: str, *, maximum: int, interval: int) -> Play:
         layout=Layout(width="5rem", flex="0 0 auto"),
     )
     jslink((control, "value"), (view, trait))
+    return control
+
+
+def frame_controls(view, count: int, name: str) -> list:
+    """Play button and slider over the `count` places of a view; none for a single place."""
+    if count == 1:
+        return []
+    interval = min(max(8000 // count, 33), 400)
+    return [
+        play(view, "position", maximum=count - 1, interval=interval),
+        slider(view, "position", maximum=count - 1, name=name, readout=False),
+    ]
+
+
+def dropdown(view, trait: str, options, name: str) -> Dropdown:
+    """A dropdown whose index is tied to a trait of the view."""
+    # Pairs, since two options may bear the same text.
+    pairs = [(option, k) for k, option in enumerate(options)]
+    control = Dropdown(
+        options=pairs,
+        index=getattr(view, trait),
+        description=name,
+        layout=Layout(width="auto", max_width="100%"),
+        style={"description_width": "initial"},
+    )
+    jslink((control, "index"), (view, trait))
     return control
 
 
@@ -84,6 +128,11 @@ def from_bytes(values: np.ndarray) -> np.ndarray:
     return values / 127.5 - 1
 
 
+def rounded(value: float, digits: int = 4) -> float:
+    """`value` to so many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
 def check_integer(name: str, value, low: int, high: int) -> int:
     """`value` as an int; raise unless it is an integer of low … high."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -103,3 +152,20 @@ def check_texts(name: str, texts, count: int, each: str) -> list[str]:
             f"{name} must hold one text for each of the {count} {each}, got {len(texts)}"
         )
     return texts
+
+
+def check_real(name: str, value, low: float, high: float) -> float:
+    """`value` as a float; raise unless it is a number of [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number of {low:g} … {high:g}, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be a number of {low:g} … {high:g}, got {value:g}")
+    return float(value)
+
+
+def check_index(index) -> list:
+    """`index` as a list of integers or texts, one for each frame."""
+    index = np.asarray(index)
+    if index.ndim != 1 or index.dtype.kind not in "iuU":
+        raise TypeError(f"index must be a row of integers or texts, got dtype {index.dtype}")
+    return index.tolist()

@@ -6,7 +6,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from ._common import STYLE, Figure, as_array, check_integer, module, slider
+from ._common import STYLE, Figure, as_array, check_integer, module, rounded, slider
 
 
 class CurvesView(anywidget.AnyWidget):
@@ -91,13 +91,9 @@ def _check(x, series, log_y: bool) -> dict:
             )
         if log_y and (row <= 0).any():
             raise ValueError(f"series[{name!r}] must be above 0 for log_y, got {row.min():g}")
-        values.append([_rounded(value) for value in row.tolist()])
+        values.append([rounded(value) for value in row.tolist()])
     return {
-        "x": [_rounded(v, 9) for v in x.tolist()],
+        "x": [rounded(v, 9) for v in x.tolist()],
         "names": [str(n) for n in series],
         "values": values,
     }
-
-
-def _rounded(value: float, digits: int = 4) -> float:
-    return float(f"{value:.{digits}g}")

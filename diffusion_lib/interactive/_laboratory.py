@@ -7,7 +7,7 @@ import math
 import anywidget
 import numpy as np
 import traitlets
-from ipywidgets import Dropdown, Layout, jslink
+from ipywidgets import jslink
 
 from ._common import (
     STYLE,
@@ -15,6 +15,7 @@ from ._common import (
     as_array,
     check_integer,
     check_texts,
+    dropdown,
     from_bytes,
     module,
     play,
@@ -100,25 +101,11 @@ def noise_laboratory(images, *, captions=None, T=1000, schedule="linear", t=None
     controls = [
         play(view, "frame", maximum=FRAMES, interval=40),
         time,
-        _choice(view, "image", names, "image"),
-        _choice(view, "schedule_index", SCHEDULES, "schedule"),
-        _choice(view, "T_index", [str(choice) for choice in choices], "T"),
+        dropdown(view, "image", names, "image"),
+        dropdown(view, "schedule_index", SCHEDULES, "schedule"),
+        dropdown(view, "T_index", [str(choice) for choice in choices], "T"),
     ]
     return Figure(view, controls)
-
-
-def _choice(view, trait: str, options, name: str) -> Dropdown:
-    # Pairs, since two images may bear the same caption.
-    pairs = [(option, k) for k, option in enumerate(options)]
-    control = Dropdown(
-        options=pairs,
-        index=getattr(view, trait),
-        description=name,
-        layout=Layout(width="auto", max_width="100%"),
-        style={"description_width": "initial"},
-    )
-    jslink((control, "index"), (view, trait))
-    return control
 
 
 def laboratory_noise(seed: int, shape) -> np.ndarray:

@@ -10,12 +10,12 @@ from ._common import (
     STYLE,
     Figure,
     as_array,
+    check_index,
     check_integer,
     check_texts,
+    frame_controls,
     from_bytes,
     module,
-    play,
-    slider,
     to_bytes,
 )
 
@@ -74,9 +74,7 @@ def panels(frames, *, index, index_name="t", captions=None, labels=None, initial
             )
         if array.dtype.kind != "f" and array.dtype != np.uint8:
             raise TypeError(f"frames[{name!r}] must be floats or uint8, got dtype {array.dtype}")
-    index = np.asarray(index)
-    if index.ndim != 1 or index.dtype.kind not in "iuU":
-        raise TypeError(f"index must be a row of integers or texts, got dtype {index.dtype}")
+    index = check_index(index)
     if len(index) != shape[0]:
         raise ValueError(
             f"index must hold one value for each of the {shape[0]} frames, got {len(index)}"
@@ -87,16 +85,10 @@ def panels(frames, *, index, index_name="t", captions=None, labels=None, initial
         ),
         shape=list(shape),
         names=list(arrays),
-        index=index.tolist(),
+        index=index,
         index_name=index_name,
         captions=check_texts("captions", captions, shape[1], "images of a frame"),
         labels=check_texts("labels", labels, shape[0], "frames"),
         position=check_integer("initial", initial, 0, shape[0] - 1),
     )
-    last = shape[0] - 1
-    interval = min(max(8000 // shape[0], 33), 400)
-    controls = [
-        play(view, "position", maximum=last, interval=interval),
-        slider(view, "position", maximum=last, name=index_name, readout=False),
-    ]
-    return Figure(view, controls if last else [])
+    return Figure(view, frame_controls(view, shape[0], index_name))

@@ -1,12 +1,20 @@
-// What the three views share. Python puts this text in front of each view's module, so that
+// What the views share. Python puts this text in front of each view's module, so that
 // a view stays one plain ES module without imports, as anywidget wants it.
 
 // Line colours with a contrast of at least 3:1 on white and on #121212 alike, and a dash
 // pattern each, so that no line is told from another by its colour alone.
 export const COLOURS = ["#2f80c8", "#cc6518", "#2c9160", "#b85cab"];
 export const DASHES = ["none", "8 4", "2 4", "10 4 2 4"];
-const colour = (k) => COLOURS[k % COLOURS.length];
-const dash = (k) => DASHES[k % DASHES.length];
+// Of what is filled, from nearly solid to hollow, for the same reason.
+const FILLS = [0.4, 0.1, 0.25, 0];
+const stroke = (k) => ({
+  stroke: COLOURS[k % COLOURS.length],
+  "stroke-dasharray": DASHES[k % DASHES.length],
+});
+const fill = (k) => ({
+  fill: COLOURS[k % COLOURS.length],
+  "fill-opacity": FILLS[k % FILLS.length],
+});
 
 /** A number as a reader writes it: integers in full, others with four significant digits. */
 export function readable(value) {
@@ -24,6 +32,38 @@ export const toByte = (x) => Math.round(((Math.min(Math.max(x, -1), 1) + 1) / 2)
 
 /** The bytes of a `traitlets.Bytes`, which reaches the page as a DataView. */
 const bytesOf = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+
+/** Scramble 32 bits: lowbias32 of C. Wellons, "Prospecting for Hash Functions", 2018. */
+function scramble(x) {
+  x = Math.imul(x ^ (x >>> 16), 0x7feb352d);
+  x = Math.imul(x ^ (x >>> 15), 0x846ca68b);
+  return (x ^ (x >>> 16)) >>> 0;
+}
+
+/**
+ * `count` standard normal numbers of the stream `seed`, those of laboratory_noise in Python:
+ * word k = 1, 2, … is scramble(scramble(seed) + k · 0x9E3779B9), and two words give two normals
+ * (Box & Muller 1958).
+ */
+export function laboratoryNoise(seed, count) {
+  const start = scramble(seed);
+  const uniform = (k) => (scramble(start + Math.imul(k, 0x9e3779b9)) + 0.5) / 2 ** 32;
+  const noise = new Float64Array(count);
+  for (let k = 0; k < count; k += 2) {
+    const radius = Math.sqrt(-2 * Math.log(uniform(k + 1)));
+    const angle = 2 * Math.PI * uniform(k + 2);
+    noise[k] = radius * Math.cos(angle);
+    if (k + 1 < count) noise[k + 1] = radius * Math.sin(angle);
+  }
+  return noise;
+}
+
+/** ln N(x; μ, σ²). */
+export const logNormal = (x, mu, sigma) =>
+  -0.5 * ((x - mu) / sigma) ** 2 - Math.log(sigma * Math.sqrt(2 * Math.PI));
+
+/** Where the laboratories of Gaussians compute their densities. */
+export const GRID = Array.from({ length: 801 }, (_, k) => (k - 400) / 40);
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -65,17 +105,48 @@ function paint(canvas, bytes, channels) {
   context.putImageData(image, 0, 0);
 }
 
+/** A button that draws the noise of the next seed. */
+function freshNoise(model) {
+  const button = element(
+    "button",
+    { type: "button", class: "diffusion-button" },
+    "draw fresh noise",
+  );
+  button.addEventListener("click", () => {
+    model.set("seed", (model.get("seed") + 1) >>> 0);
+    model.save_changes();
+  });
+  return element("p", { class: "diffusion-again" }, button);
+}
+
+/** `text` after a sample of the line, or of the bar, that it explains. */
+function keyed(style, text, kind = "line") {
+  const sample = kind === "line" ? { d: "M0 5H24" } : { d: "M2 1H22V9H2Z", ...fill(style) };
+  const swatch = drawing(
+    "svg",
+    { class: "diffusion-swatch", viewBox: "0 0 24 10", "aria-hidden": "true" },
+    drawing("path", { ...sample, ...stroke(style) }),
+  );
+  const node = rich("span", text);
+  node.prepend(swatch);
+  return node;
+}
+
 /**
- * Name the controls beside a view, and the slider's value in words: ipywidgets does neither,
- * and ipywidgets 7 does not even say that its handle is a slider.
+ * Name the controls beside a view, and each slider's value in words: ipywidgets does neither,
+ * and ipywidgets 7 does not even say that its handle is a slider. Of several views over one
+ * slider the first does it.
  */
-function describeControls(el, { label, value, max, words }) {
+function describeControls(el, ...sliders) {
   const box = el.closest(".diffusion-box");
-  const handle = box?.querySelector(".noUi-handle, .ui-slider-handle");
-  const aria = { label, valuemin: 0, valuemax: max, valuenow: value, valuetext: words };
-  handle?.setAttribute("role", "slider");
-  for (const [name, text] of Object.entries(aria)) handle?.setAttribute(`aria-${name}`, text);
-  for (const icon of box?.querySelectorAll(".widget-play button i") ?? []) {
+  if (!box || !el.contains(box.querySelector(".diffusion-view"))) return;
+  const handles = box.querySelectorAll(".noUi-handle, .ui-slider-handle");
+  sliders.forEach(({ label, value, min = 0, max, words }, k) => {
+    const aria = { label, valuemin: min, valuemax: max, valuenow: value, valuetext: words };
+    handles[k]?.setAttribute("role", "slider");
+    for (const [name, text] of Object.entries(aria)) handles[k]?.setAttribute(`aria-${name}`, text);
+  });
+  for (const icon of box.querySelectorAll(".widget-play button i")) {
     const name = icon.classList.contains("fa-stop") ? "back to the start" : "play or pause";
     icon.parentNode.setAttribute("aria-label", name);
     icon.parentNode.setAttribute("title", name);
@@ -126,51 +197,101 @@ export function spread(heights, gap, limit) {
   return placed;
 }
 
+/** The least and the greatest of the finite `values`. */
+export function extent(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  }
+  return [low, high];
+}
+
+/**
+ * Left and right side of each bar of series `s` of `count`. Over numbers x a bar reaches halfway
+ * to its neighbours. Text k is a category that reaches from k to k + 1, and has a bar of each
+ * series.
+ */
+export function barSides(x, s = 0, count = 1) {
+  if (typeof x[0] === "string") {
+    const width = 0.8 / count;
+    return x.map((_, k) => [k + 0.1 + s * width, k + 0.1 + (s + 1) * width]);
+  }
+  const half = x.slice(1).map((v, k) => (v - x[k]) / 2);
+  return x.map((v, k) => [v - (half[k - 1] ?? half[0]), v + (half[k] ?? half.at(-1))]);
+}
+
 const PLOT_HEIGHT = 150;
 
 /**
- * Lines over x: an SVG of stretched paths for what scales, HTML around it for what must not.
- * `series` is [{name, values, style}], `style` choosing colour and dash. Values that are not
- * finite are left out. Returns {node, mark}; mark(k) puts the marker at x[k].
+ * Lines and bars over x: an SVG of stretched paths for what scales, HTML around it for what must
+ * not. `series` is [{name, values, style, kind}]: `style` chooses colour, dash and fill; `kind`
+ * is "line", "area", a line filled down to 0, or "bars". Values that are not finite are left out.
+ * `range` is what the y axis covers, that of the values unless given. `named` puts the names of
+ * the lines at their ends. Returns {node, mark, across}; mark(k) puts the marker at x[k],
+ * across(v) is where v lies, 0 at the left to 1.
  */
-function lineChart({ x, series, xName, yName, logY = false }) {
-  const finite = series.flatMap((s) => [...s.values].filter(Number.isFinite));
-  const [low, high] = finite.reduce(
-    ([a, b], v) => [Math.min(a, v), Math.max(b, v)],
-    [Infinity, -Infinity],
-  );
+function drawChart({ x, series, xName, yName, logY = false, range, named = true }) {
+  const categories = typeof x[0] === "string";
+  const bars = series.filter((s) => s.kind === "bars");
+  let [low, high] = range ?? extent(series.flatMap((s) => [...s.values]));
+  const empty = low > high;
+  const fromZero = series.some((s) => s.kind && s.kind !== "line");
+  if (fromZero) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
   const flat = low === high ? Math.abs(low) / 2 || 1 : 0;
   const scale = logY ? Math.log10 : (v) => v;
   let yTicks = [1, 10];
-  if (finite.length) yTicks = logY ? decades(low, high) : ticks(low - flat, high + flat);
+  if (!empty) yTicks = logY ? decades(low, high) : ticks(low - (fromZero ? 0 : flat), high + flat);
   const [bottom, top] = [scale(yTicks[0]), scale(yTicks.at(-1))];
-  const [left, right] = [x[0] ?? 0, x.at(-1) ?? 1];
+  const sides = categories || bars.length ? barSides(x) : [];
+  const [left, right] = categories
+    ? [0, x.length]
+    : [sides[0]?.[0] ?? x[0] ?? 0, sides.at(-1)?.[1] ?? x.at(-1) ?? 1];
   const across = (v) => (right === left ? 0.5 : (v - left) / (right - left));
   const down = (v) => (top - scale(v)) / (top - bottom);
-  const at = (v, y) => `${(1000 * across(v)).toFixed(1)} ${(1000 * down(y)).toFixed(1)}`;
+  const X = (v) => (1000 * across(v)).toFixed(1);
+  const Y = (v) => (1000 * down(v)).toFixed(1);
 
-  const path = (values) => {
+  const line = (values) => {
+    if (categories) return sides.map(([a, b], k) => `M${X(a)} ${Y(values[k])}H${X(b)}`).join("");
     let text = "";
     let pen = "M";
     x.forEach((v, k) => {
-      if (Number.isFinite(values[k])) text += pen + at(v, values[k]);
+      if (Number.isFinite(values[k])) text += `${pen}${X(v)} ${Y(values[k])}`;
       pen = Number.isFinite(values[k]) ? "L" : "M";
     });
     return text;
   };
-  const stroke = (k) => ({ stroke: colour(k), "stroke-dasharray": dash(k) });
+  const bar = (values, number) => {
+    const own = barSides(x, number, bars.length);
+    if (categories) {
+      return own
+        .map(([a, b], k) => `M${X(a)} ${Y(0)}V${Y(values[k])}H${X(b)}V${Y(0)}Z`)
+        .join("");
+    }
+    // Bars that touch are one outline, or their sides would fill them where they are many.
+    const tops = own.map(([, b], k) => `V${Y(values[k])}H${X(b)}`).join("");
+    return `M${X(left)} ${Y(0)}${tops}V${Y(0)}Z`;
+  };
+  const paths = series.flatMap((s) => {
+    const { values, style, kind = "line" } = s;
+    const data = { "data-series": s.name, "data-kind": kind, ...stroke(style) };
+    if (kind === "bars") {
+      return [drawing("path", { d: bar(values, bars.indexOf(s)), ...fill(style), ...data })];
+    }
+    const filled = { d: `${line(values)}V${Y(0)}H${X(left)}Z`, ...fill(style) };
+    const area = kind === "area" ? [drawing("path", filled)] : [];
+    return [...area, drawing("path", { d: line(values), ...data })];
+  });
   const marker = drawing("path", { class: "diffusion-marker", d: "" });
   const dots = series.map((s) =>
-    drawing("path", { class: "diffusion-dot", stroke: colour(s.style), d: "" }),
+    drawing("path", { class: "diffusion-dot", stroke: stroke(s.style).stroke, d: "" }),
   );
   const plot = drawing(
     "svg",
     { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" },
-    ...yTicks.map((y) =>
-      drawing("path", { class: "diffusion-grid", d: `M0 ${1000 * down(y)}H1000` }),
-    ),
+    ...yTicks.map((y) => drawing("path", { class: "diffusion-grid", d: `M0 ${Y(y)}H1000` })),
     marker,
-    ...series.map((s) => drawing("path", { d: path(s.values), ...stroke(s.style) })),
+    ...paths,
     ...dots,
   );
 
@@ -179,20 +300,21 @@ function lineChart({ x, series, xName, yName, logY = false }) {
     node.style.top = `${height}px`;
     return node;
   };
-  const drawn = series.filter((s) => [...s.values].some(Number.isFinite));
+  const drawn = named ? series.filter((s) => [...s.values].some(Number.isFinite)) : [];
   const ends = drawn.map((s) => PLOT_HEIGHT * down([...s.values].findLast(Number.isFinite)));
   const heights = spread(ends, 16, PLOT_HEIGHT - 8);
   const names = drawn.map((s, k) => {
     const node = beside(s.name, heights[k], { class: "diffusion-name" });
-    node.style.borderColor = colour(s.style);
+    node.style.borderColor = stroke(s.style).stroke;
     return node;
   });
   const xTicks = right > left ? ticks(left, right).filter((v) => v >= left && v <= right) : [left];
-  const below = xTicks.map((v) => {
+  const numbers = xTicks.map((v) => {
     const node = element("span", {}, readable(v));
     node.style.left = `${100 * across(v)}%`;
     return node;
   });
+  const below = categories ? x.map((text) => rich("span", text)) : numbers;
 
   const node = element(
     "div",
@@ -209,20 +331,19 @@ function lineChart({ x, series, xName, yName, logY = false }) {
     ),
     element("div", { class: "diffusion-plot" }, plot),
     element("div", { class: "diffusion-names" }, ...names),
-    element("div", { class: "diffusion-x" }, ...below),
+    element("div", { class: `diffusion-x ${categories ? "diffusion-categories" : ""}` }, ...below),
     rich("div", xName, { class: "diffusion-x-name" }),
   );
   node.style.setProperty("--plot-height", `${PLOT_HEIGHT}px`);
 
   const mark = (k) => {
-    const position = (1000 * across(x[k])).toFixed(1);
-    marker.setAttribute("d", `M${position} 0V1000`);
+    marker.setAttribute("d", `M${X(x[k])} 0V1000`);
     node.dataset.marker = x[k];
     series.forEach((s, n) => {
       const shown = Number.isFinite(s.values[k]);
       // A line of no length with round ends is a dot that the stretched SVG leaves round.
-      dots[n].setAttribute("d", shown ? `M${at(x[k], s.values[k])}h0.01` : "");
+      dots[n].setAttribute("d", shown ? `M${X(x[k])} ${Y(s.values[k])}h0.01` : "");
     });
   };
-  return { node, mark };
+  return { node, mark, across };
 }

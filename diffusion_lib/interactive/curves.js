@@ -14,21 +14,9 @@ function render({ model, el }) {
     const at = hasMarker ? position : x.length - 1;
     if (hasMarker && x.length) chart.mark(at);
     const value = `${model.get("x_name")} = ${x.length ? readable(x[at]) : "–"}`;
-    const shown = names.map((name, k) => {
-      const sample = drawing("path", {
-        d: "M0 5H24",
-        stroke: colour(k),
-        "stroke-dasharray": dash(k),
-      });
-      const swatch = drawing(
-        "svg",
-        { class: "diffusion-swatch", viewBox: "0 0 24 10", "aria-hidden": "true" },
-        sample,
-      );
-      const text = rich("span", `${name} = ${x.length ? readable(values[k][at]) : "–"}`);
-      text.prepend(swatch);
-      return text;
-    });
+    const shown = names.map((name, k) =>
+      keyed(k, `${name} = ${x.length ? readable(values[k][at]) : "–"}`),
+    );
     readout.replaceChildren(rich("span", value), ...shown);
     Object.assign(root.dataset, { position: at, points: x.length });
     const words = [value, ...shown.map((item) => item.textContent)].join(", ");
@@ -38,7 +26,7 @@ function render({ model, el }) {
   function newData() {
     const { x, names, values } = model.get("data");
     const series = names.map((name, k) => ({ name, values: values[k], style: k }));
-    chart = lineChart({
+    chart = drawChart({
       x,
       series,
       xName: model.get("x_name"),

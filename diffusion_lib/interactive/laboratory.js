@@ -20,31 +20,6 @@ export function makeSchedule(name, T) {
   return { beta, alphaBar };
 }
 
-/** Scramble 32 bits: lowbias32 of C. Wellons, "Prospecting for Hash Functions", 2018. */
-function scramble(x) {
-  x = Math.imul(x ^ (x >>> 16), 0x7feb352d);
-  x = Math.imul(x ^ (x >>> 15), 0x846ca68b);
-  return (x ^ (x >>> 16)) >>> 0;
-}
-
-/**
- * `count` standard normal numbers of the stream `seed`, those of laboratory_noise in Python:
- * word k = 1, 2, … is scramble(scramble(seed) + k · 0x9E3779B9), and two words give two normals
- * (Box & Muller 1958).
- */
-export function laboratoryNoise(seed, count) {
-  const start = scramble(seed);
-  const uniform = (k) => (scramble(start + Math.imul(k, 0x9e3779b9)) + 0.5) / 2 ** 32;
-  const noise = new Float64Array(count);
-  for (let k = 0; k < count; k += 2) {
-    const radius = Math.sqrt(-2 * Math.log(uniform(k + 1)));
-    const angle = 2 * Math.PI * uniform(k + 2);
-    noise[k] = radius * Math.cos(angle);
-    if (k + 1 < count) noise[k + 1] = radius * Math.sin(angle);
-  }
-  return noise;
-}
-
 /** x_t for x₀ given as bytes u, x₀ = u / 127.5 − 1. */
 export function addNoise(bytes, noise, alphaBar) {
   const [signal, sigma] = [Math.sqrt(alphaBar), Math.sqrt(1 - alphaBar)];
@@ -90,18 +65,13 @@ function render({ model, el }) {
     return element("figure", {}, canvases[role], element("figcaption"));
   };
   const pictures = ["x_0", "noise", "x_t"].map(figure);
-  const again = element(
-    "button",
-    { type: "button", class: "diffusion-button" },
-    "draw fresh noise",
-  );
   const readout = element("p", { class: "diffusion-readout" });
   const charts = element("div", { class: "diffusion-charts" });
   const root = element(
     "div",
     { class: "diffusion-view", "data-view": "noise-laboratory" },
     element("div", { class: "diffusion-pictures" }, ...pictures),
-    element("p", { class: "diffusion-again" }, again),
+    freshNoise(model),
     readout,
     charts,
   );
@@ -122,8 +92,8 @@ function render({ model, el }) {
       { name: "log-SNR", values: alphaBar.map((a) => Math.log(a / (1 - a))), style: 2 },
     ];
     const drawn = [
-      lineChart({ x, series: both, xName: "t", yName: "factors of x₀ and ε in x_t" }),
-      lineChart({ x, series: ratio, xName: "t", yName: "log-SNR = ln(ᾱ_t / (1−ᾱ_t))" }),
+      drawChart({ x, series: both, xName: "t", yName: "factors of x₀ and ε in x_t" }),
+      drawChart({ x, series: ratio, xName: "t", yName: "log-SNR = ln(ᾱ_t / (1−ᾱ_t))" }),
     ];
     marks = drawn.map((c) => c.mark);
     charts.replaceChildren(...drawn.map((c) => c.node));
@@ -183,10 +153,6 @@ function render({ model, el }) {
     });
   }
 
-  again.addEventListener("click", () => {
-    model.set("seed", (model.get("seed") + 1) >>> 0);
-    model.save_changes();
-  });
   model.on("change:t change:image", draw);
   model.on("change:seed", () => (newNoise(), draw()));
   model.on("change:T change:schedule_index", () => (newSchedule(), draw()));

@@ -2,14 +2,25 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
+import ipywidgets
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from diffusion_lib.interactive import laboratory_noise
+from diffusion_lib.interactive import (
+    charts,
+    curves,
+    divergence_laboratory,
+    gaussian_laboratory,
+    laboratory_noise,
+    panels,
+    together,
+)
+from diffusion_lib.interactive._gaussians import gaussian_kl
 from diffusion_lib.schedule import NoiseSchedule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,11 +193,11 @@ def test_phone_needs_no_sideways_scroll(visit):
         visit.page.set_viewport_size({"width": 1280, "height": 800})
 
 
-# What a view shows, apart from its controls: pixels, curves and words.
+# What each view of a box shows, apart from its controls: pixels, curves and words.
 SHOWN = """box => [...box.querySelectorAll('.diffusion-view')].map(view =>
   [...view.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()).join()
   + [...view.querySelectorAll('svg')].map(svg => svg.outerHTML).join()
-  + view.innerText).join()"""
+  + view.innerText)"""
 SLIDERS = ".diffusion-box .noUi-handle"
 
 
@@ -196,10 +207,10 @@ def boxes_of(page, control):
         yield handle, handle.locator("xpath=ancestor::*[contains(@class, 'diffusion-box')]").last
 
 
-def expect_change(page, box, before):
-    """Wait until the view in `box` no longer shows `before`; playwright raises if it stays."""
+def expect_change(page, box, before, which="every"):
+    """Wait until `which` view in `box` no longer shows `before`; playwright raises if it stays."""
     page.wait_for_function(
-        f"([box, before]) => ({SHOWN})(box) !== before",
+        f"([box, before]) => ({SHOWN})(box).{which}((view, k) => view !== before[k])",
         arg=[box.element_handle(), before],
         timeout=3000,
     )
@@ -219,6 +230,14 @@ def test_play_buttons_play(visit):
         button.click()
         expect_change(visit.page, box, before)
         button.click()
+
+
+def test_dropdowns_choose(visit):
+    for select, box in boxes_of(visit.page, ".diffusion-box select"):
+        before = box.evaluate(SHOWN)
+        chosen = select.evaluate("select => select.selectedIndex")
+        select.select_option(index=0 if chosen else 1)
+        expect_change(visit.page, box, before, which="some")
 
 
 @pytest.mark.parametrize("page_name", CHAPTERS)
@@ -278,12 +297,12 @@ def pixels(view, role):
     return np.array(data).reshape(height, width, 4)[..., :3].transpose(2, 0, 1)
 
 
-def set_time(box, t):
-    """Type `t` into the slider's readout."""
-    readout = box.locator(".widget-readout").first
+def set_slider(box, value, number=0):
+    """Type `value` into the readout of a slider of the box."""
+    readout = box.locator(".widget-readout").nth(number)
     readout.click()
     readout.press("ControlOrMeta+a")
-    readout.press_sequentially(str(t))
+    readout.press_sequentially(str(value))
     readout.press("Enter")
 
 
@@ -301,7 +320,7 @@ def test_laboratory_shows_what_the_library_computes(browser, site, page_name):
 
     def compare(make_schedule, times):
         for t in times:
-            set_time(box, t)
+            set_slider(box, t)
             page.wait_for_function(
                 "([view, t]) => view.dataset.t === t", arg=[view.element_handle(), str(t)]
             )
@@ -334,3 +353,252 @@ def test_laboratory_shows_what_the_library_computes(browser, site, page_name):
     box.get_by_label("T", exact=True).select_option("200")
     compare(NoiseSchedule.cosine, [0, 1, 50, 100, 200])
     context.close()
+
+
+# Views over data that are known here, on a page with the book's scripts and no kernel.
+
+
+@pytest.fixture
+def shown(browser, site):
+    """Show a figure on a page of its own; what comes back is its box."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1200})
+
+    def show(figure):
+        # All that this process has made, as a notebook stores it.
+        state = json.dumps(ipywidgets.Widget.get_manager_state()).replace("</", "<\\/")
+        view = json.dumps(figure._repr_mimebundle_()["application/vnd.jupyter.widget-view+json"])
+        kind = "application/vnd.jupyter.widget"
+        scripts = ["vendor/require.js", "_static/widgets.js", "vendor/embed-amd.js"]
+        head = "".join(f'<script defer src="{site}{name}"></script>' for name in scripts)
+        body = f"""<script type="{kind}-state+json">{state}</script>
+            <div><script type="{kind}-view+json">{view}</script></div>"""
+        page = context.new_page()
+        page.route(
+            f"{site}view.html",
+            lambda route: route.fulfill(
+                content_type="text/html; charset=utf-8",
+                body=f"<!doctype html><title>view</title>{head}{body}",
+            ),
+        )
+        page.goto(f"{site}view.html")
+        ready(page)
+        box = page.locator(".diffusion-box")
+        box.locator("[role=slider][aria-label]").first.wait_for()
+        return box
+
+    yield show
+    context.close()
+
+
+def dataset(box, name, view=0):
+    return box.locator(".diffusion-view").nth(view).evaluate("(v, name) => v.dataset[name]", name)
+
+
+def heights(box):
+    """What the y axis says at its bottom and at its top."""
+    texts = box.locator(".diffusion-y").first.locator("span").all_inner_texts()
+    return float(texts[0].replace("−", "-")), float(texts[-1].replace("−", "-"))
+
+
+def outline(box, name, kind, chart=0):
+    """The path of a series: its numbers, with the y of each command in units of the axis."""
+    plot = box.locator(".diffusion-chart").nth(chart)
+    d = plot.locator(f'path[data-series="{name}"][data-kind="{kind}"]').get_attribute("d")
+    texts = plot.locator(".diffusion-y span").all_inner_texts()
+    low, high = (float(texts[k].replace("−", "-")) for k in (0, -1))
+    steps, at = [], [0.0, 0.0]
+    for letter, numbers in re.findall("([MLHVZ])([-0-9. ]*)", d):
+        values = [float(number) for number in numbers.split()]
+        if letter in "ML":
+            at = values
+        elif letter in "HV":
+            at["HV".index(letter)] = values[0]
+        steps.append((letter, at[0] / 1000, high - at[1] / 1000 * (high - low)))
+    return steps
+
+
+def of(steps, letter):
+    """Where the commands `letter` of a path lead: x as a share of the width, y."""
+    return np.array([(x, y) for command, x, y in steps if command == letter]).T
+
+
+def test_charts_over_categories(shown):
+    generator = np.random.default_rng(0)
+    p = np.round(generator.random((2, 3, 4)), 3)
+    q = np.array([0.1, 0.2, 0.3, 0.4])
+    level = np.array([[[0.25] * 4], [[1.5] * 4]])
+    labels = [[f"{word} {k}" for k in range(3)] for word in ("one", "two")]
+    box = shown(
+        charts(
+            [9, 5, 0],
+            ["a", "b", "c", "d"],
+            bars={"p": p, "q": q},
+            lines={"π": level},
+            index_name="step",
+            x_name="state",
+            y_name="probability",
+            choices=["u", "v"],
+            choice_name="start",
+            labels=labels,
+        )
+    )
+    handle = box.get_by_role("slider")
+    assert handle.get_attribute("aria-label") == "step"
+    for choice, text in enumerate("uv"):
+        box.get_by_label("start", exact=True).select_option(text)
+        handle.press("Home")
+        for place, step in enumerate([9, 5, 0]):
+            assert dataset(box, "position") == str(place)
+            assert dataset(box, "choice") == str(choice)
+            assert heights(box) == (0, 1.5)  # of all frames and choices
+            for number, values in enumerate([p[choice, place], q]):
+                bars = outline(box, "pq"[number], "bars")
+                tops = np.array([y for command, _, y in bars if command == "V"])[::2]
+                np.testing.assert_allclose(tops, values, atol=1e-3)
+                sides = np.arange(4) + 0.1 + 0.4 * number
+                np.testing.assert_allclose(of(bars, "M")[0], sides / 4, atol=1e-4)
+                np.testing.assert_allclose(of(bars, "H")[0], (sides + 0.4) / 4, atol=1e-4)
+            line = outline(box, "π", "line")
+            np.testing.assert_allclose(of(line, "M")[1], level[choice, 0], atol=2e-3)
+            np.testing.assert_allclose(of(line, "M")[0], (np.arange(4) + 0.1) / 4, atol=1e-4)
+            np.testing.assert_allclose(of(line, "H")[0], (np.arange(4) + 0.9) / 4, atol=1e-4)
+
+            words = [f"step = {step}", labels[choice][place]]
+            pairs = zip("abcd", p[choice, place], strict=True)
+            words += ["p: " + ", ".join(f"{name} {value:g}" for name, value in pairs)]
+            words += ["q: a 0.1, b 0.2, c 0.3, d 0.4"]
+            words += ["π: " + ", ".join(f"{name} {level[choice, 0, 0]:g}" for name in "abcd")]
+            assert box.locator(".diffusion-readout span").all_inner_texts() == words
+            assert handle.get_attribute("aria-valuetext") == ", ".join(words)
+            handle.press("ArrowRight")
+
+
+def test_charts_over_numbers(shown):
+    bars, lines = np.array([[1, 3, 2], [0, 1, 4]]), np.array([[-1, 0, 1], [1, 0, -1]])
+    names = {"x_name": "x", "y_name": "density"}
+    box = shown(charts(["first", "last"], [0, 1, 3], bars={"h": bars}, lines={"f": lines}, **names))
+    for k, word in enumerate(["first", "last"]):
+        assert heights(box) == (-2, 4)
+        steps = outline(box, "h", "bars")
+        assert steps[0][1:] == pytest.approx((0, 0), abs=5e-3)
+        np.testing.assert_allclose(of(steps, "V")[1], [*bars[k], 0], atol=5e-3)
+        np.testing.assert_allclose(of(steps, "H")[0], [1 / 4.5, 2.5 / 4.5, 1], atol=1e-4)
+        steps = outline(box, "f", "line")
+        np.testing.assert_allclose(
+            [step[1] for step in steps], np.array([0.5, 1.5, 3.5]) / 4.5, atol=1e-4
+        )
+        np.testing.assert_allclose([step[2] for step in steps], lines[k], atol=5e-3)
+        assert box.locator(".diffusion-readout span").all_inner_texts() == [f"t = {word}", "h", "f"]
+        box.get_by_role("slider").press("ArrowRight")
+
+
+def test_views_together_keep_together(shown):
+    images = np.linspace(-1, 1, 5).reshape(5, 1, 1, 1, 1)
+    box = shown(
+        together(
+            panels({"x_t": images}, index=[8, 6, 4, 2, 0], initial=2),
+            charts(
+                [8, 6, 4, 2, 0],
+                ["a", "b"],
+                bars={"p": np.linspace(0, 1, 5)[:, None]},
+                index_name="step",
+                x_name="state",
+                y_name="probability",
+            ),
+            curves([0, 1, 2, 3, 4], {"f": range(5)}, x_name="n", y_name="f", marker=0),
+        )
+    )
+
+    def expect(place):
+        for view in range(3):
+            assert dataset(box, "position", view) == str(place)
+        index = 8 - 2 * place
+        text = box.locator(".diffusion-view").nth(1).inner_text()
+        assert f"step = {index}" in text
+        assert f"a {place / 4:g}, b {place / 4:g}" in text
+        handle = box.get_by_role("slider")
+        assert handle.get_attribute("aria-label") == "t"
+        assert handle.get_attribute("aria-valuetext") == f"t = {index}"
+        assert handle.get_attribute("aria-valuenow") == str(place)
+
+    assert box.get_by_role("slider").count() == 1
+    expect(2)
+    box.get_by_role("slider").press("ArrowRight")
+    expect(3)
+    box.get_by_role("slider").press("Home")
+    expect(0)
+    box.get_by_role("button", name="play or pause").click()
+    box.locator('.diffusion-view[data-position="4"]').nth(2).wait_for()
+    expect(4)
+
+
+def test_gaussian_laboratory_shows_what_python_computes(shown):
+    box = shown(gaussian_laboratory(samples=31, seed=5))
+    grid = np.linspace(-10, 10, 801)
+
+    def compare(mu, sigma, seed):
+        assert int(dataset(box, "seed")) == seed
+        noise = laboratory_noise(seed, (31,))
+        x = mu + sigma * noise
+        assert float(dataset(box, "mean")) == pytest.approx(x.mean(), abs=1e-12)
+        assert float(dataset(box, "deviation")) == pytest.approx(x.std(ddof=1), abs=1e-12)
+        words = box.locator(".diffusion-readout").inner_text().replace("−", "-")
+        assert f"mean of the samples = {x.mean():.4g}" in words
+        assert f"standard deviation = {x.std(ddof=1):.4g}" in words
+        density = np.exp(-0.5 * ((grid - mu) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
+        steps = outline(box, "N(μ, σ²)", "area")
+        np.testing.assert_allclose([y for *_, y in steps], density, atol=1e-3 * heights(box)[1])
+        joined = box.locator(".diffusion-fan path").first.get_attribute("d")
+        ends = np.array(re.findall(r"M([-\d.]+) 60L([-\d.]+) 940", joined), float) / 50 - 10
+        np.testing.assert_allclose(ends, np.stack([x, noise], axis=1), atol=2e-3)
+
+    compare(0, 1, 5)
+    set_slider(box, -1.5, 0)
+    compare(-1.5, 1, 5)
+    set_slider(box, 0.25, 1)
+    compare(-1.5, 0.25, 5)
+    box.get_by_role("button", name="draw fresh noise").click()
+    compare(-1.5, 0.25, 6)
+    mean, deviation = box.get_by_role("slider").all()
+    assert mean.get_attribute("aria-label") == "mean μ"
+    assert mean.get_attribute("aria-valuetext").startswith("μ = −1.5, mean of the samples = −1.")
+    assert deviation.get_attribute("aria-label") == "standard deviation σ"
+    assert deviation.get_attribute("aria-valuetext").startswith("σ = 0.25, their standard")
+    assert deviation.get_attribute("aria-valuenow") == "0.25"
+
+
+def test_divergence_laboratory_shows_what_python_computes(shown):
+    box = shown(divergence_laboratory())
+    grid = np.linspace(-10, 10, 801)
+
+    def compare(p, q):
+        forward, backward = gaussian_kl(p, q), gaussian_kl(q, p)
+        assert float(dataset(box, "forward")) == pytest.approx(forward, rel=1e-12, abs=1e-12)
+        assert float(dataset(box, "backward")) == pytest.approx(backward, rel=1e-12, abs=1e-12)
+        words = box.locator(".diffusion-readout").inner_text()
+        assert f"KL(p‖q) = ∫ p ln(p/q) dx = {forward:.4g} nats" in words
+        assert f"KL(q‖p) = ∫ q ln(q/p) dx = {backward:.4g} nats" in words
+        log_p, log_q = (
+            -0.5 * ((grid - mu) / sigma) ** 2 - np.log(sigma * np.sqrt(2 * np.pi))
+            for mu, sigma in (p, q)
+        )
+        for name, kind, chart, expected in [
+            ("p", "line", 0, np.exp(log_p)),
+            ("q", "line", 0, np.exp(log_q)),
+            ("p ln(p/q)", "area", 1, np.exp(log_p) * (log_p - log_q)),
+            ("q ln(q/p)", "area", 1, np.exp(log_q) * (log_q - log_p)),
+        ]:
+            y = [y for *_, y in outline(box, name, kind, chart)]
+            np.testing.assert_allclose(y, expected, atol=2e-3 * abs(expected).max())
+
+    compare((0, 1), (1, 1.5))
+    for number, value in enumerate([-1, 2, 0.5, 0.7]):
+        set_slider(box, value, number)
+    compare((-1, 2), (0.5, 0.7))
+    labels = [handle.get_attribute("aria-label") for handle in box.get_by_role("slider").all()]
+    each = ["mean of p", "standard deviation of p", "mean of q", "standard deviation of q"]
+    assert labels == each
+    set_slider(box, 0.5, 0)
+    set_slider(box, 0.7, 1)
+    compare((0.5, 0.7), (0.5, 0.7))
+    assert dataset(box, "forward") == dataset(box, "backward") == "0"

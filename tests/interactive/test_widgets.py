@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 from ipywidgets.embed import dependency_state
 
-from diffusion_lib.interactive import curves, laboratory_noise, noise_laboratory, panels
+from diffusion_lib.interactive import (
+    charts,
+    curves,
+    divergence_laboratory,
+    gaussian_laboratory,
+    laboratory_noise,
+    noise_laboratory,
+    panels,
+    together,
+)
+from diffusion_lib.interactive._charts import from_triples, to_triples
 from diffusion_lib.interactive._common import HERE, from_bytes, to_bytes
+from diffusion_lib.interactive._gaussians import gaussian_kl
 
 IMAGES = np.linspace(-1, 1, 2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 
@@ -299,6 +310,350 @@ def test_a_refused_update_changes_nothing():
     assert figure.slider.max == 1
 
 
+# Charts
+
+
+def states(**change):
+    """Charts of three categories over two frames."""
+    bars = {"q": [[0.5, 0.25, 0.25], [1, 0, 0]]}
+    names = {"index_name": "step", "x_name": "state", "y_name": "probability"}
+    return charts(**{"index": [9, 0], "x": ["a", "b", "c"], "bars": bars, **names, **change})
+
+
+def held(view):
+    """The values of each series as the page reads them, (K or 1, F or 1, n)."""
+    values, start, rows = from_triples(view.values), 0, {}
+    for one in view.series:
+        shape = (one["choices"], one["frames"], len(view.x))
+        rows[one["name"]] = values[start : start + np.prod(shape)].reshape(shape)
+        start += np.prod(shape)
+    assert start == len(values)
+    return rows
+
+
+def test_charts_state():
+    view = states(lines={"π": [0.4, 0.3, 0.3]}, labels=["start", "end"], initial=1).view
+    assert (view.x, view.index) == (["a", "b", "c"], [9, 0])
+    assert (view.index_name, view.x_name, view.y_name) == ("step", "state", "probability")
+    assert (view.choices, view.labels, view.choice) == ([], [["start", "end"]], 0)
+    assert view.position == 1
+    assert [one["kind"] for one in view.series] == ["bars", "line"]
+    rows = held(view)
+    assert rows["q"].tolist() == [[[0.5, 0.25, 0.25], [1, 0, 0]]]
+    assert rows["π"].tolist() == [[[0.4, 0.3, 0.3]]]  # once, for both frames
+
+
+def test_charts_hold_what_each_choice_and_frame_needs():
+    choices = {"choices": ["u", "v"], "choice_name": "start"}
+    lines = {
+        "all": np.arange(12).reshape(2, 2, 3),
+        "choice": np.arange(6).reshape(2, 1, 3),
+        "frame": [[1], [2]],
+        "level": 7,
+    }
+    labels = [["u0", "u1"], ["v0", "v1"]]
+    view = states(bars=None, lines=lines, labels=labels, **choices).view
+    assert view.labels == labels
+    rows = held(view)
+    assert rows["all"].tolist() == lines["all"].tolist()
+    assert rows["choice"].tolist() == lines["choice"].tolist()
+    assert rows["frame"].tolist() == [[[1, 1, 1], [2, 2, 2]]]
+    assert rows["level"].tolist() == [[[7, 7, 7]]]
+    assert states(labels="ab", **choices).view.labels == [["a", "b"]]  # for both choices
+
+
+def test_charts_controls():
+    choices = {"choices": ["u", "v"], "choice_name": "start"}
+    figure = states(initial=1, **choices)
+    play, slider, choice = figure.children[0].children
+    assert (play.value, play.max, slider.value, slider.max) == (1, 1, 1, 1)
+    assert (slider.description, choice.description) == ("step", "start")
+    assert choice.label == "u"
+    assert links(figure) == {
+        frozenset([("PlayModel", "value"), ("AnyModel", "position")]),
+        frozenset([("IntSliderModel", "value"), ("AnyModel", "position")]),
+        frozenset([("DropdownModel", "index"), ("AnyModel", "choice")]),
+    }
+
+
+def test_one_chart_has_no_slider_but_its_choices():
+    assert len(states(index=[0], bars={"q": [1, 0, 0]}).children) == 1
+    figure = states(index=[0], bars={"q": [1, 0, 0]}, choices="uv", choice_name="start")
+    [choice] = figure.children[0].children
+    assert choice.description == "start"
+
+
+def test_charts_repr():
+    expected = "charts: 2 frames step = 9 … 0, 3 state: q (mean 0.3), r (mean 0.3)"
+    quarter = np.full((2, 3), 0.25) - 1e-17  # that rounding moved
+    assert repr(states(lines={"r": quarter})) == expected
+    figure = states(lines={"r": quarter}, choices="uv", choice_name="start")
+    assert repr(figure) == expected.replace("2 frames", "2 × 2 frames")
+
+
+def test_charts_hold_four_digits_in_three_bytes():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=5000) * 10.0 ** generator.integers(-30, 37, 5000)
+    values = [0, 1, -1, 0.1, 1e-36, 9.9995, 0.99995, 3e38, *values.tolist()]
+    data = to_triples(np.array(values))
+    assert len(data) == 3 * len(values)
+    assert from_triples(data).tolist() == [float(f"{v:.4g}") for v in values]
+    assert from_triples(to_triples(np.array([1e-300, -1e-38]))).tolist() == [0, 0]
+
+
+def test_charts_are_light():
+    frames = np.random.default_rng(0).random((2, 100, 200))
+    names = {"x_name": "x", "y_name": "density"}
+    figure = charts(
+        range(100), np.arange(200), bars={"a": frames[0]}, lines={"b": frames[1]}, **names
+    )
+    assert len(json.dumps(dependency_state([figure]))) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"index": []}, TypeError, "index must be a row of integers or texts"),
+        ({"index": np.zeros(0, int)}, ValueError, "index must hold at least one value"),
+        (
+            {"index": [0, 0.5]},
+            TypeError,
+            "index must be a row of integers or texts, got .* float64",
+        ),
+        ({"x": [1, 1, 2]}, ValueError, r"x must be a row of ascending numbers.* got shape \(3,\)"),
+        ({"x": [3, 2, 1]}, ValueError, "x must be a row of ascending numbers"),
+        ({"x": [1]}, ValueError, "x must be .* at least two"),
+        ({"x": []}, ValueError, "x must be .* at least two"),
+        ({"x": ["a", 1, "c"]}, TypeError, "x must hold real numbers"),
+        ({"x": [1, 2, np.nan]}, ValueError, "x contains NaN"),
+        ({"bars": None}, ValueError, "bars and lines must have 1 … 4 names in all"),
+        ({"bars": [1, 2, 3]}, TypeError, r"bars must be a dict of name .* got \[1, 2, 3\]"),
+        ({"lines": [1, 2, 3]}, TypeError, "lines must be a dict"),
+        ({"lines": {name: 1 for name in "abcd"}}, ValueError, "1 … 4 names .*'q', 'a', 'b', 'c', "),
+        ({"lines": {"q": 1}}, ValueError, r"no two alike, got \['q', 'q'\]"),
+        (
+            {"x": [1, 2, 3], "bars": {"q": 1, "r": 1}},
+            ValueError,
+            r"bars over numbers x must have one name, got \['q', 'r'\]",
+        ),
+        (
+            {"bars": {"q": np.ones((3, 2))}},
+            ValueError,
+            r"bars\['q'\] must broadcast to \(F, n\) = \(2, 3\), got shape \(3, 2\)",
+        ),
+        ({"bars": {"q": np.ones((1, 2, 3))}}, ValueError, r"bars\['q'\] must broadcast"),
+        (
+            {"lines": {"a": np.ones((3, 1, 3))}, "choices": "uv", "choice_name": "start"},
+            ValueError,
+            r"lines\['a'\] must broadcast to \(K, F, n\) = \(2, 2, 3\), got shape \(3, 1, 3\)",
+        ),
+        ({"bars": {"q": [1, 2, np.inf]}}, ValueError, r"bars\['q'\] contains NaN or infinity"),
+        (
+            {"bars": {"q": [1, 2, 1e39]}},
+            ValueError,
+            r"bars\['q'\] must .* at most 3e38, got 1e\+39",
+        ),
+        ({"choices": ["u", "v"]}, TypeError, "choices and choice_name go together"),
+        ({"choice_name": "start"}, TypeError, "choices and choice_name go together"),
+        ({"choices": ["u"], "choice_name": "start"}, ValueError, "choices must hold at least two"),
+        ({"choices": [], "choice_name": "start"}, ValueError, "choices must hold at least two"),
+        ({"labels": ["a"]}, ValueError, "labels .* each of the 2 frames, got 1"),
+        (
+            {"labels": [["a", "b"]], "choices": "uv", "choice_name": "start"},
+            ValueError,
+            "labels must hold one row for each of the 2 choices, got 1",
+        ),
+        (
+            {"labels": [["a", "b"], ["a"]], "choices": "uv", "choice_name": "start"},
+            ValueError,
+            r"labels\[1\] .* each of the 2 frames, got 1",
+        ),
+        ({"initial": 2}, ValueError, "initial must be an integer of 0 … 1, got 2"),
+    ],
+)
+def test_charts_refuse(change, error, message):
+    with pytest.raises(error, match=message):
+        states(**change)
+
+
+# Together
+
+
+def two_panels(**change):
+    return panels({"x": frames(2)}, index=[9, 0], **change)
+
+
+def all_links():
+    """All links of this process, as a notebook saves them: ((id, trait), (id, trait)) each."""
+    state = ipywidgets.Widget.get_manager_state()["state"]
+
+    def end(reference, trait):
+        return reference.removeprefix("IPY_MODEL_"), trait
+
+    links = [m["state"] for m in state.values() if m["model_name"] == "LinkModel"]
+    return [(end(*link["source"]), end(*link["target"])) for link in links]
+
+
+def marked(**change):
+    series = {"a": [1, 2]}
+    return curves(**{"x": [9, 10], "series": series, "x_name": "t", "y_name": "y", **change})
+
+
+def test_together_ties_the_positions():
+    figure = together(two_panels(initial=1), states(), marked(marker=0))
+    play, slider = figure.children[0].children
+    assert len(figure.children) == 4
+    assert [view.position for view in figure.views] == [1, 1, 1]
+    first, *others = [(view.model_id, "position") for view in figure.views]
+    ends = all_links()
+    for other in others:
+        assert (first, other) in ends
+    for control in (play, slider):
+        assert ((control.model_id, "value"), first) in ends
+
+
+def test_nothing_moves_the_views_when_the_page_loads():
+    # A link sets its target to its source then; so must the unseen sliders of the others be set.
+    figure = together(two_panels(initial=1), states(), marked(marker=0))
+    state = ipywidgets.Widget.get_manager_state()["state"]
+    tied = {view.model_id: 0 for view in figure.views}
+    for link in all_links():
+        for one, other in (link, link[::-1]):
+            if one[0] in tied:
+                tied[one[0]] += 1
+                assert state[other[0]]["state"][other[1]] == 1
+    assert list(tied.values()) == [4, 3, 2]
+
+
+def test_together_keeps_the_choices_of_all_and_can_be_nested():
+    def inner():
+        return together(two_panels(), states(choices="uv", choice_name="start"))
+
+    for figure, names in [
+        (together(inner(), marked(marker=1)), ["PanelsView", "ChartsView", "CurvesView"]),
+        (together(marked(marker=1), inner()), ["CurvesView", "PanelsView", "ChartsView"]),
+    ]:
+        assert [type(view).__name__ for view in figure.children[1:]] == names
+        assert figure.children[0].children[-1].description == "start"
+        assert len({view.position for view in figure.views}) == 1
+
+
+def test_together_repr_is_shown_whole():
+    figure = together(two_panels(), states())
+    assert repr(figure) == f"{two_panels()} + {states()}"
+    assert len(repr(figure)) > 110  # which ipywidgets 8 would cut
+    if ipywidgets.__version__ >= "8":
+        assert figure._repr_mimebundle_()["text/plain"] == repr(figure)
+        assert len(figure._repr_mimebundle_()) == 2
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "message"),
+    [
+        ([states().view], TypeError, r"others\[0\] must be what .* returned, got ChartsView"),
+        (
+            [states(), panels({"x": frames(3)}, index=[2, 1, 0])],
+            ValueError,
+            r"others\[1\] must have as many places as the first figure, 2, got 3",
+        ),
+        ([marked()], ValueError, r"others\[0\] has no slider .*: curves: 2 points"),
+        ([panels({"x": frames(1)}, index=[2])], ValueError, r"others\[0\] has no slider"),
+        ([noise_laboratory(IMAGES)], ValueError, r"others\[0\] has no slider .*noise_laboratory"),
+        ([gaussian_laboratory()], ValueError, r"others\[0\] has no slider .*gaussian_laboratory"),
+    ],
+)
+def test_together_refuses(others, error, message):
+    with pytest.raises(error, match=message):
+        together(two_panels(), *others)
+
+
+def test_together_refuses_a_first_figure_without_a_slider():
+    with pytest.raises(ValueError, match="figure has no slider .*: curves: 2 points"):
+        together(marked(), two_panels())
+    with pytest.raises(TypeError, match="figure must be what panels, charts .* got dict"):
+        together({}, two_panels())
+
+
+# The laboratories of Gaussians
+
+
+def test_gaussian_laboratory():
+    figure = gaussian_laboratory(-1, 0.5, samples=7, seed=3)
+    view = figure.view
+    assert (view.mu, view.sigma, view.samples, view.seed) == (-1, 0.5, 7, 3)
+    mu, sigma = figure.children[0].children
+    assert (mu.value, mu.min, mu.max, mu.description) == (-1, -3, 3, "μ")
+    assert (sigma.value, sigma.min, sigma.max, sigma.description) == (0.5, 0.1, 3, "σ")
+    assert links(figure) == {
+        frozenset([("FloatSliderModel", "value"), ("AnyModel", "mu")]),
+        frozenset([("FloatSliderModel", "value"), ("AnyModel", "sigma")]),
+    }
+
+
+def test_gaussian_laboratory_repr():
+    x = 2 + 0.5 * laboratory_noise(1, (40,))
+    expected = f"mean {x.mean():.2f}, standard deviation {np.std(x, ddof=1):.2f}"
+    text = repr(gaussian_laboratory(2, 0.5, samples=40, seed=1))
+    assert text == f"gaussian_laboratory: μ = 2, σ = 0.5, 40 samples with {expected}"
+
+
+def test_divergence_laboratory():
+    figure = divergence_laboratory((0.5, 1), q=(-1, 2))
+    view = figure.view
+    assert (view.p_mu, view.p_sigma, view.q_mu, view.q_sigma) == (0.5, 1, -1, 2)
+    sliders = figure.children[0].children
+    assert [s.description for s in sliders] == ["μ of p", "σ of p", "μ of q", "σ of q"]
+    assert [s.value for s in sliders] == [0.5, 1, -1, 2]
+    assert [(s.min, s.max) for s in sliders] == [(-3, 3), (0.1, 3)] * 2
+    assert links(figure) == {
+        frozenset([("FloatSliderModel", "value"), ("AnyModel", trait)])
+        for trait in ("p_mu", "p_sigma", "q_mu", "q_sigma")
+    }
+
+
+def test_divergence_laboratory_repr():
+    # KL = ln 1.5 + (1 + 1) / 4.5 − 1/2, and −ln 1.5 + (2.25 + 1) / 2 − 1/2.
+    expected = "p = N(0, 1²), q = N(1, 1.5²), KL(p‖q) = 0.3499, KL(q‖p) = 0.7195"
+    assert repr(divergence_laboratory()) == f"divergence_laboratory: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("p", "q"), [((0, 1), (1, 1.5)), ((-2, 0.3), (1, 0.9)), ((2, 3), (2, 3)), ((0, 0.1), (0, 3))]
+)
+def test_divergence_is_the_integral(p, q):
+    x = np.linspace(p[0] - 12 * p[1], p[0] + 12 * p[1], 20_001)
+    log_p, log_q = (
+        -0.5 * ((x - mu) / sigma) ** 2 - np.log(sigma * np.sqrt(2 * np.pi)) for mu, sigma in (p, q)
+    )
+    integral = (np.exp(log_p) * (log_p - log_q)).sum() * (x[1] - x[0])
+    assert gaussian_kl(p, q) == pytest.approx(integral, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: gaussian_laboratory(3.5), ValueError, "mu must be a number of -3 … 3, got 3.5"),
+        (lambda: gaussian_laboratory("0"), TypeError, "mu must be a number of -3 … 3, got '0'"),
+        (lambda: gaussian_laboratory(True), TypeError, "mu must be a number"),
+        (lambda: gaussian_laboratory(np.nan), ValueError, "mu must be a number of .* got nan"),
+        (lambda: gaussian_laboratory(0, 0), ValueError, "sigma must be a number of 0.1 … 3, got 0"),
+        (lambda: gaussian_laboratory(samples=1), ValueError, "samples must be an integer of 2 …"),
+        (lambda: gaussian_laboratory(samples=9.0), TypeError, "samples must be an integer of 2 …"),
+        (lambda: gaussian_laboratory(seed=-1), ValueError, "seed must be an integer of 0 …"),
+        (lambda: divergence_laboratory(p=(4, 1)), ValueError, "the mean of p must be .* got 4"),
+        (
+            lambda: divergence_laboratory(q=(0, 0.05)),
+            ValueError,
+            "the standard deviation of q must be a number of 0.1 … 3, got 0.05",
+        ),
+        (lambda: divergence_laboratory(p=(0, 1, 2)), ValueError, "p must be a mean and a standard"),
+    ],
+)
+def test_gaussian_laboratories_refuse(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
 # All views
 
 
@@ -308,6 +663,9 @@ def test_a_refused_update_changes_nothing():
         lambda: noise_laboratory(IMAGES),
         lambda: panels({"x": frames()}, index=[3, 2, 1, 0]),
         lambda: curves([0, 1], {"a": [1, 2]}, x_name="x", y_name="y"),
+        lambda: states(),
+        lambda: gaussian_laboratory(-0.05, 0.15, samples=100),
+        lambda: divergence_laboratory((-0.05, 0.15), (-0.15, 0.15)),
     ],
 )
 def test_views_are_small_and_their_text_is_stable(figure):

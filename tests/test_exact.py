@@ -55,6 +55,20 @@ def test_mixture_denoiser_is_the_posterior_mean(t):
     torch.testing.assert_close(posterior.sum(1), torch.ones(9))
 
 
+def test_the_posterior_mean_has_the_least_squared_error():
+    """E(x₀ − g)² = E x₀² − 2 g E x₀ + g² over the posterior: least at g = E x₀, by its variance."""
+    points = torch.tensor([-1.0, 0.1, 0.2, 0.9])
+    x_t = torch.linspace(-2, 2, 5)[:, None]
+    denoiser = dataset_denoiser(SCHEDULE, points[:, None])
+    posterior, best = denoiser.posterior(x_t, times(300, 5)), denoiser(x_t, times(300, 5))
+    guesses = torch.linspace(-1.5, 1.5, 301)
+    error = (posterior[:, None] * (points - guesses[:, None]) ** 2).sum(-1)  # (5, 301)
+    second = (posterior * points**2).sum(1, keepdim=True)
+    torch.testing.assert_close(error, second - 2 * best * guesses + guesses**2)
+    assert (guesses[error.argmin(1)] - best[:, 0]).abs().max() <= 0.005 + 1e-6
+    assert (error >= second - best**2 - 1e-6).all()
+
+
 def test_one_component_is_the_gaussian():
     x_t = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     mean = torch.full((1, 2, 2), 0.3)

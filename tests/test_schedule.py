@@ -99,6 +99,17 @@ def test_single_steps_compose_to_the_jump():
         assert variance == pytest.approx(noise, rel=1e-5)
 
 
+@every_schedule
+@pytest.mark.parametrize("start", [0.0, 0.3, 4.0])
+def test_the_share_that_is_left_says_how_far_the_variance_is_from_one(schedule, start):
+    variance = start
+    for t in range(1, schedule.T + 1):
+        keep = schedule.alpha[t].item()
+        variance = keep * variance + (1 - keep)
+        left = schedule.alpha_bar[t].item() * (start - 1)
+        assert variance - 1 == pytest.approx(left, rel=1e-4)
+
+
 def test_simulated_steps_have_the_distribution_of_the_jump():
     schedule = NoiseSchedule.linear(50)
     generator = torch.Generator().manual_seed(0)

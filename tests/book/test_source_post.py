@@ -73,7 +73,8 @@ def test_a_mistake_is_reproduced_and_repaired(number, group, cells):
     code = [cell for cell in cells if cell.cell_type == "code"]
     words = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     asserted = [cell for cell in code if asserts_something(cell.source)]
-    printed = "".join(o.text for cell in asserted for o in cell.outputs if o.get("name") == "stdout")
+    outputs = [output for cell in asserted for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert printed, f"no cell of number {number} asserts something and prints it"
     if number in GROUPS["It stops with an error"]:
         assert re.search(r"\b\w+Error\b", printed), f"number {number} shows no error"

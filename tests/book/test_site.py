@@ -469,7 +469,6 @@ def test_charts_over_categories(shown):
             words += ["q: a 0.1, b 0.2, c 0.3, d 0.4"]
             words += ["π: " + ", ".join(f"{name} {level[choice, 0, 0]:g}" for name in "abcd")]
             assert box.locator(".diffusion-readout span").all_inner_texts() == words
-            assert handle.get_attribute("aria-valuetext") == ", ".join(words)
             handle.press("ArrowRight")
 
 

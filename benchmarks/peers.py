@@ -34,7 +34,7 @@ NAMES = ("ours", "diffusers", "lucidrains", "smalldiffusion", "post")
 MEMORY_BATCH = 64
 SWEPT_BATCHES = (16, 64, 128)
 # A training has at least so many updates, if need be by a smaller batch.
-FEWEST_UPDATES, BATCHES = 600, (128, 64, 32, 16, 8)
+FEWEST_UPDATES, BATCHES = 2000, (128, 64, 32, 16, 8)
 KEEP_EVERY = 4  # rounds
 
 # What a kept result depends on.

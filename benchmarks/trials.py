@@ -31,7 +31,7 @@ from diffusion_lib.schedule import NoiseSchedule
 from diffusion_lib.training import TrainConfig, held_out_loss, train
 from diffusion_lib.unet import PRESETS, UNet
 
-BASE = PRESETS["mnist-cpu"] | dict(batch_size=64, learning_rate=2e-3)
+BASE = PRESETS["mnist-cpu"] | dict(batch_size=32, learning_rate=2e-3)
 
 # What differs from BASE, and what was expected of it.
 VARIANTS = {
@@ -42,8 +42,9 @@ VARIANTS = {
     "narrow": (dict(widths=(32, 64, 64)), "cheap, but 32 channels leave the CPU half idle"),
     "two levels": (dict(widths=(64, 64)), "nearly as dear, and blind to the whole digit"),
     "deeper": (dict(blocks=2), "better a step, half the steps"),
-    "batch 32": (dict(batch_size=32), "twice the updates, each noisier: better this early"),
-    "batch 128": (dict(batch_size=128), "half the updates: worse this early"),
+    "batch 16": (dict(batch_size=16), "too noisy at this learning rate: worse"),
+    "batch 64": (dict(batch_size=64), "half the updates: worse this early"),
+    "batch 128": (dict(batch_size=128), "a quarter of the updates: worse still"),
     "lr 1e-3": (dict(learning_rate=1e-3), "slower"),
     "lr 4e-3": (dict(learning_rate=4e-3), "faster, if it does not break"),
 }

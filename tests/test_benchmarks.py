@@ -111,7 +111,7 @@ def test_own_recipe_goes_on_where_it_stopped():
 
 @pytest.mark.parametrize(
     ("images", "batch_size"),
-    [(1e6, 128), (600 * 128, 128), (600 * 128 - 1, 64), (9600, 16), (1, 8)],
+    [(1e6, 128), (2000 * 128, 128), (2000 * 128 - 1, 64), (32_000, 16), (1, 8)],
 )
 def test_batch_leaves_enough_updates(images, batch_size):
     assert peers.batch_for(images) == batch_size

@@ -191,6 +191,15 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert_same(load(path)[0], tensors())
 
 
+def test_what_is_written_is_on_the_disk_before_its_name_and_then_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        act = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, act=act, name=name: done.append(name) or act(*a))
+    save(tmp_path / "a.safetensors", tensors(), ABOUT)
+    assert done == ["fsync", "replace", "fsync"]
+
+
 # Imports once, then forks writers: a new one for each line that it is sent.
 WRITERS = """
 import os, random, signal, sys, time, torch

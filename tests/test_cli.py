@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from diffusion_lib import checkpoint, cli
+from diffusion_lib.data import load
+from diffusion_lib.evaluation import error_by_level, nearest
 from diffusion_lib.runs import PRESETS, latest, seconds
 
 SHORT = "--widths 8 16 --steps 30 --batch-size 16 --T 100 --checkpoint-every 20"
@@ -45,6 +48,18 @@ def test_a_run_leaves_checkpoints_logs_and_pictures(folder):
     errors = next(line["held_out"] for line in log if "held_out" in line)
     assert errors["t"] == [1, 10, 25, 50, 75, 100]
     assert all(a <= b for a, b in zip(errors["data_floor"], errors["data"], strict=True))
+    # Of the averaged network, which is what a checkpoint is opened as.
+    model, schedule, target, _ = cli.open_network(str(folder))
+    score = dict(target=target, levels=errors["t"], limit=256)
+    measured = error_by_level(model, schedule, load("digits", train=False), **score)
+    assert errors["data"] == pytest.approx(measured["data"].tolist(), rel=1e-4)
+
+
+def test_the_picture_of_a_run_is_what_sample_draws(folder, tmp_path):
+    """Both are 64 images of the averaged network, in 20 steps from the same noise."""
+    cli.main(["sample", "--network", str(folder), "--out", str(tmp_path / "a.png")])
+    ours, theirs = imread(tmp_path / "a.png"), imread(folder / "samples-00000030.png")
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2 / 255)
 
 
 def test_samples_are_a_picture_or_an_array(folder, tmp_path):
@@ -54,6 +69,9 @@ def test_samples_are_a_picture_or_an_array(folder, tmp_path):
         cli.sample(str(folder), tmp_path / "a.npy", n=5, sampler=sampler, steps=3, seed=1)
         images = np.load(tmp_path / "a.npy")
         assert images.shape == (5, 1, 8, 8) and images.dtype == np.uint8 and images.std() > 10
+        network = cli.open_network(str(folder))
+        drawn = cli.draw(network, 5, sampler=sampler, steps=3, seed=1)
+        assert np.array_equal(images, drawn.numpy())
     with pytest.raises(ValueError, match=r"out must end in .png or .npy, got 'a.gif'"):
         cli.sample(str(folder), cli.Path("a.gif"))
 
@@ -90,16 +108,21 @@ def test_what_is_exported_is_the_averaged_network(folder, tmp_path):
 
 def test_all_measures_are_written_with_what_made_them(folder, tmp_path, capsys):
     out = tmp_path / "results" / "digits.json"
-    cli.evaluate(str(folder), out, n=100, steps=3)
+    how = {"n": 100, "sampler": "ddim", "steps": 3, "seed": 1}
+    cli.evaluate(str(folder), out, **how)
     results = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == results
     cli.export(str(folder), tmp_path / "a.safetensors", results=out)
     assert cli.open_network(str(tmp_path / "a.safetensors")).about["results"] == results
-    assert results["samples"] == {"n": 100, "sampler": "dpm-solver", "steps": 3, "seed": 0}
+    assert results["samples"] == how
+    all_steps = cli.measure(cli.open_network(str(folder)), n=100, sampler="ddpm", steps=3)
+    assert next(all_steps)[1]["steps"] == 100
     made_by = results["made_by"]
     assert made_by["versions"]["torch"] == torch.__version__ and made_by["device"]
     quality, bits = results["quality"], results["bits_per_dim"]
     assert quality["samples"] == 100
+    distances, _ = nearest(cli.draw(cli.open_network(str(folder)), **how), load("digits").images)
+    assert quality["nearest"]["value"] == pytest.approx(distances.median().item(), rel=1e-6)
     assert quality["frechet"]["value"] > quality["frechet_floor"]["value"] > 0
     for bound in (quality["frechet"], bits["variational"], bits["information"]):
         assert bound["low"] < bound["value"] < bound["high"]
@@ -145,6 +168,7 @@ def test_the_preset_fits_the_data_and_the_machine(monkeypatch, arguments, preset
         (["sample", "--network", "imagenet", "--out", "a.png"], "name must be one of"),
         (["export", "--network", "mnist", "--out", "a.pt"], "out must end in .safetensors"),
         (["train", "--data", "mnist", "--root", "nowhere"], "mnist is not in nowhere"),
+        (["evaluate", "--network", "mnist", "--root", "nowhere"], "mnist is not in nowhere"),
     ],
 )
 def test_an_error_is_one_plain_line(arguments, message, monkeypatch, tmp_path):
@@ -153,6 +177,15 @@ def test_an_error_is_one_plain_line(arguments, message, monkeypatch, tmp_path):
         cli.main(arguments)
     assert str(caught.value).startswith("error: ") and message in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_one_plain_line(monkeypatch):
+    def diverge(config):
+        raise FloatingPointError("the loss became nan")
+
+    monkeypatch.setattr(cli, "run", diverge)
+    with pytest.raises(SystemExit, match="^error: the loss became nan$"):
+        cli.main(["train"])
 
 
 def test_a_setting_out_of_range_is_named(capsys):

@@ -515,6 +515,8 @@ def test_sample_quality_is_its_parts(held_out_quality):
     assert held_out_quality["frechet_floor"]["value"] == pytest.approx(0.6258, abs=2e-3)
     distances, _ = nearest(test.images, train.images)
     assert held_out_quality["nearest"]["value"] == distances.median()
+    # Of so many training images too.
+    assert 252 * held_out_quality["recall"]["value"] % 1 == pytest.approx(0, abs=1e-9)
     # Of 252 held-out images, those below the quantile of 1 %.
     assert held_out_quality["copies"]["value"] == pytest.approx(3 / 252)
     direct = classifier.features(to_float(test.images)).double()
@@ -532,8 +534,10 @@ def test_samples_are_rounded_and_bad_ones_are_told(held_out_quality):
     assert noise["precision"]["value"] < 0.2 < 0.5 < noise["precision_floor"]["value"]
     # One image, over and over with a little noise: precise, but it recalls nothing.
     same = to_float(train.images[:1]) + 0.02 * draw(252, 1, 8, 8)
-    one = sample_quality(same, train, test, classifier, **again)
+    one = sample_quality(same, train, test, classifier, seed=1, **again)
     assert one["recall"]["value"] < 0.1 < 0.5 < one["recall_floor"]["value"]
+    # Another seed takes other training images to compare with.
+    assert one["recall_floor"]["value"] != held_out_quality["recall_floor"]["value"]
     # Half of the noise on black pixels is clipped; without that the distance would be 0.02 · 8.
     assert 0.08 < one["nearest"]["value"] < 0.16
     assert one["copies"]["value"] == 1
@@ -542,6 +546,7 @@ def test_samples_are_rounded_and_bad_ones_are_told(held_out_quality):
     copies = sample_quality(train.images, train, test, classifier, **again)
     assert copies["frechet"]["value"] < copies["frechet_floor"]["value"]
     assert copies["samples"] == sum(copies["classes"]) == 252
+    assert copies["classes"] != train.labels[:252].bincount().tolist()  # not the first ones
     assert copies["nearest"]["value"] == 0 and copies["copies"]["value"] == 1
     # The floor is that of held-out images, at every call.
     for name in ("frechet", "precision", "recall", "nearest"):
@@ -605,6 +610,12 @@ NAN = torch.full((9, 2), math.nan)
                 draw(99, 1, 8, 8), load("digits"), digits(9), load_classifier("digits")
             ),
             "64 features need more than 64 images",
+        ),
+        (
+            lambda: sample_quality(
+                draw(99, 1, 8, 8), load("digits"), digits(99), load_classifier("digits"), k=0
+            ),
+            "k must lie in 1 … 98, got 0",
         ),
         (
             lambda: sample_quality(

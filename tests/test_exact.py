@@ -55,6 +55,18 @@ def test_mixture_denoiser_is_the_posterior_mean(t):
     torch.testing.assert_close(posterior.sum(1), torch.ones(9))
 
 
+def test_the_posterior_of_components_counts_every_pixel():
+    weights, variances = torch.tensor([[0.3, 0.7], [0.02, 0.5]])
+    means = torch.tensor([[-0.5, 0.2, 0.1], [0.4, 0.0, -0.3]])
+    x_t = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    signal = SCHEDULE.alpha_bar[300]
+    scale = (signal * variances + 1 - signal).sqrt()[:, None]
+    log_likelihood = torch.distributions.Normal(signal.sqrt() * means, scale).log_prob(x_t[:, None])
+    expected = torch.softmax(weights.log() + log_likelihood.sum(2), dim=1)
+    got = MixtureDenoiser(SCHEDULE, weights, means, variances).posterior(x_t, times(300, 6))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_posterior_mean_has_the_least_squared_error():
     """E(x₀ − g)² = E x₀² − 2 g E x₀ + g² over the posterior: least at g = E x₀, by its variance."""
     points = torch.tensor([-1.0, 0.1, 0.2, 0.9])

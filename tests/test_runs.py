@@ -14,6 +14,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusion_lib import checkpoint, runs, training
 from diffusion_lib.checkpoint import CheckpointError
@@ -106,6 +107,8 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path, whole, monkeypatch, number, 
     # It left after the step under way, with a checkpoint of its own.
     assert latest(tmp_path).name == f"checkpoint-{at + 1:08d}.safetensors"
     assert network.about["step"] == at + 1
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as log:
+        log.write('{"step": 9, "lo')  # as a kill leaves it
     run(config(tmp_path))
     assert_same_run(tmp_path, whole)
 
@@ -204,6 +207,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_named(tmp_path, w
     latest(tmp_path).unlink()
     run(config(tmp_path))
     assert_same_run(tmp_path, whole)
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [event.step for event in events] == list(range(1, 21))
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):
@@ -216,9 +221,10 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 
 def test_a_run_with_other_settings_is_refused_by_their_names(tmp_path):
     run(config(tmp_path))
-    message = "holds a run with other settings: T was 50, now 60, seed was 0, now 1"
+    message = "holds a run with other settings: T was 50, now 60, "
+    message += "batch_size was 8, now 9, learning_rate was 0.002, now 0.1, seed was 0, now 1"
     with pytest.raises(ValueError, match=message):
-        run(config(tmp_path, T=60, seed=1))
+        run(config(tmp_path, T=60, batch_size=9, learning_rate=0.1, seed=1))
     # What changes no weight may differ.
     run(config(tmp_path, log_every=7, checkpoint_every=3))
 
@@ -226,9 +232,9 @@ def test_a_run_with_other_settings_is_refused_by_their_names(tmp_path):
 def test_a_run_on_other_images_is_refused(tmp_path, monkeypatch):
     run(config(tmp_path))
     digits = load("digits")
-    fewer = Dataset("digits", digits.images[:100], digits.labels[:100])
-    monkeypatch.setattr(runs, "load", lambda *args, **settings: fewer)
-    with pytest.raises(ValueError, match="holds a run on other images: .*1545.*, now .*100"):
+    flipped = Dataset("digits", digits.images.flip(3), digits.labels)
+    monkeypatch.setattr(runs, "load", lambda *args, **settings: flipped)
+    with pytest.raises(ValueError, match="holds a run on other images: .*1545.*, now .*1545"):
         run(config(tmp_path))
 
 
@@ -245,13 +251,18 @@ def test_missing_data_leaves_no_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(tmp_path):
+@pytest.mark.parametrize("read", [True, False], ids=["cpu", "gpu, between two looks"])
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(
+    tmp_path, monkeypatch, read
+):
+    monkeypatch.setattr(training, "may_read", lambda step, device: read)
     with pytest.raises(FloatingPointError, match=r"at step \d+, learning rate \S+e\+\d\d"):
         run(config(tmp_path, learning_rate=1e20, warmup=0, checkpoint_every=1))
     tensors, _ = checkpoint.load(latest(tmp_path))
     # Of the schedule's tables one is infinite at t = 0.
     learnt = [t for name, t in tensors.items() if not name.startswith("schedule")]
     assert all(tensor.isfinite().all() for tensor in learnt)
+    assert all(math.isfinite(loss) for _, loss in lines(tmp_path))
 
 
 @pytest.fixture
@@ -268,10 +279,11 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(small_disk, whole, monkeypatch):
     def fill():
-        with open(small_disk / "other", "wb") as file, pytest.raises(OSError, match="No space"):
+        path = small_disk / "other"
+        # No buffer: what is left in one fails again as the file is closed, and ends the run here.
+        with open(path, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(4096))
-                file.flush()
 
     out = small_disk / "run"
     with monkeypatch.context() as patch:

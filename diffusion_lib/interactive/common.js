@@ -143,14 +143,30 @@ function describeControls(el, ...sliders) {
   const handles = box.querySelectorAll(".noUi-handle, .ui-slider-handle");
   sliders.forEach(({ label, value, min = 0, max, words }, k) => {
     const aria = { label, valuemin: min, valuemax: max, valuenow: value, valuetext: words };
-    handles[k]?.setAttribute("role", "slider");
-    for (const [name, text] of Object.entries(aria)) handles[k]?.setAttribute(`aria-${name}`, text);
+    const texts = Object.entries(aria).map(([name, text]) => [`aria-${name}`, String(text)]);
+    if (handles[k]) describe(handles[k], new Map([["role", "slider"], ...texts]));
   });
   for (const icon of box.querySelectorAll(".widget-play button i")) {
     const name = icon.classList.contains("fa-stop") ? "back to the start" : "play or pause";
     icon.parentNode.setAttribute("aria-label", name);
     icon.parentNode.setAttribute("title", name);
   }
+}
+
+const descriptions = new WeakMap();
+
+/** Keep these attributes on a slider's handle, which puts its own there at each key press. */
+function describe(handle, attributes) {
+  const watched = descriptions.has(handle);
+  descriptions.set(handle, attributes);
+  const write = () => {
+    for (const [name, text] of descriptions.get(handle)) {
+      if (handle.getAttribute(name) !== text) handle.setAttribute(name, text);
+    }
+  };
+  write();
+  if (watched) return;
+  new MutationObserver(write).observe(handle, { attributeFilter: [...attributes.keys()] });
 }
 
 /** Call `action` once `el` is laid out on the page: its neighbours exist only then. */

@@ -394,18 +394,20 @@ def dataset(box, name, view=0):
     return box.locator(".diffusion-view").nth(view).evaluate("(v, name) => v.dataset[name]", name)
 
 
-def heights(box):
+def heights(box, chart=0):
     """What the y axis says at its bottom and at its top."""
-    texts = box.locator(".diffusion-y").first.locator("span").all_inner_texts()
-    return float(texts[0].replace("−", "-")), float(texts[-1].replace("−", "-"))
+    marks = box.locator(".diffusion-y").nth(chart).locator("span")
+    assert marks.first.evaluate("mark => mark.style.top") == "150px"
+    assert marks.last.evaluate("mark => mark.style.top") == "0px"
+    low, high = (float(mark.inner_text().replace("−", "-")) for mark in (marks.first, marks.last))
+    return low, high
 
 
 def outline(box, name, kind, chart=0):
     """The path of a series: its numbers, with the y of each command in units of the axis."""
     plot = box.locator(".diffusion-chart").nth(chart)
     d = plot.locator(f'path[data-series="{name}"][data-kind="{kind}"]').get_attribute("d")
-    texts = plot.locator(".diffusion-y span").all_inner_texts()
-    low, high = (float(texts[k].replace("−", "-")) for k in (0, -1))
+    low, high = heights(box, chart)
     steps, at = [], [0.0, 0.0]
     for letter, numbers in re.findall("([MLHVZ])([-0-9. ]*)", d):
         values = [float(number) for number in numbers.split()]
@@ -420,6 +422,11 @@ def outline(box, name, kind, chart=0):
 def of(steps, letter):
     """Where the commands `letter` of a path lead: x as a share of the width, y."""
     return np.array([(x, y) for command, x, y in steps if command == letter]).T
+
+
+# Colour, dash and filling of each path of a chart, or of the readout's samples of them.
+STYLES = """paths => paths.map(path => ['stroke', 'stroke-dasharray', 'fill', 'fill-opacity']
+                                 .map(name => path.getAttribute(name)).join())"""
 
 
 def test_charts_over_categories(shown):
@@ -446,6 +453,7 @@ def test_charts_over_categories(shown):
     assert handle.get_attribute("aria-label") == "step"
     for choice, text in enumerate("uv"):
         box.get_by_label("start", exact=True).select_option(text)
+        assert dataset(box, "choice") == str(choice)
         handle.press("Home")
         for place, step in enumerate([9, 5, 0]):
             assert dataset(box, "position") == str(place)
@@ -469,13 +477,39 @@ def test_charts_over_categories(shown):
             words += ["q: a 0.1, b 0.2, c 0.3, d 0.4"]
             words += ["π: " + ", ".join(f"{name} {level[choice, 0, 0]:g}" for name in "abcd")]
             assert box.locator(".diffusion-readout span").all_inner_texts() == words
+            assert handle.get_attribute("aria-valuetext") == ", ".join(words)
+            assert handle.get_attribute("aria-valuenow") == str(place)
             handle.press("ArrowRight")
+    assert handle.get_attribute("aria-valuemax") == "2"
+    assert box.locator(".diffusion-x span").all_inner_texts() == list("abcd")
+    [chart] = box.locator(".diffusion-chart").all()
+    assert chart.get_attribute("aria-label") == "probability over state: p, q, π"
+    names = [chart.locator(f".diffusion-{axis}-name").inner_text() for axis in "xy"]
+    assert names == ["state", "probability"]
+    styles = box.locator("path[data-series]").evaluate_all(STYLES)
+    assert box.locator(".diffusion-swatch path").evaluate_all(STYLES) == styles
+    assert len({style.split(",")[0] for style in styles}) == 3
+    filled = box.locator("path[data-series][fill]")
+    assert [path.get_attribute("data-kind") for path in filled.all()] == ["bars"] * 2
+
+
+def test_many_categories_are_drawn_and_not_told(shown):
+    bars, names = {"p": np.full(17, 7)}, {"x_name": "state", "y_name": "count"}
+    box = shown(charts([1, 0], list("abcdefghijklmnopq"), bars=bars, **names))
+    assert box.locator(".diffusion-readout span").all_inner_texts() == ["t = 1", "p"]
+    assert heights(box) == (0, 8)
 
 
 def test_charts_over_numbers(shown):
-    bars, lines = np.array([[1, 3, 2], [0, 1, 4]]), np.array([[-1, 0, 1], [1, 0, -1]])
-    names = {"x_name": "x", "y_name": "density"}
+    bars, lines = np.array([[1, 3, 2], [0, -1, 4]]), np.array([[-1, 0, 1], [1, 0, -1]])
+    names = {"x_name": "x", "y_name": "density", "labels": ["one", "two"]}
+    names |= {"choices": ["u", "v"], "choice_name": "start"}
     box = shown(charts(["first", "last"], [0, 1, 3], bars={"h": bars}, lines={"f": lines}, **names))
+    box.get_by_label("start", exact=True).select_option("v")
+    marks = box.locator(".diffusion-x span").evaluate_all(
+        "marks => marks.map(mark => [Number(mark.textContent), parseFloat(mark.style.left)])"
+    )
+    np.testing.assert_allclose(marks, [(v, 100 * (v + 0.5) / 4.5) for v in (0, 2, 4)], rtol=1e-4)
     for k, word in enumerate(["first", "last"]):
         assert heights(box) == (-2, 4)
         steps = outline(box, "h", "bars")
@@ -487,8 +521,16 @@ def test_charts_over_numbers(shown):
             [step[1] for step in steps], np.array([0.5, 1.5, 3.5]) / 4.5, atol=1e-4
         )
         np.testing.assert_allclose([step[2] for step in steps], lines[k], atol=5e-3)
-        assert box.locator(".diffusion-readout span").all_inner_texts() == [f"t = {word}", "h", "f"]
+        words = [f"t = {word}", ["one", "two"][k], "h", "f"]
+        assert box.locator(".diffusion-readout span").all_inner_texts() == words
         box.get_by_role("slider").press("ArrowRight")
+
+
+def test_equal_factors_are_equal_steps_of_a_logarithmic_axis(shown):
+    names = {"x_name": "n", "y_name": "f"}
+    box = shown(curves([0, 1, 2], {"f": [1, 10, 100]}, log_y=True, marker=0, **names))
+    path = box.locator('path[data-series="f"]').get_attribute("d")
+    assert path == "M0.0 1000.0L500.0 500.0L1000.0 0.0"
 
 
 def test_views_together_keep_together(shown):
@@ -515,12 +557,18 @@ def test_views_together_keep_together(shown):
         text = box.locator(".diffusion-view").nth(1).inner_text()
         assert f"step = {index}" in text
         assert f"a {place / 4:g}, b {place / 4:g}" in text
+        curve = box.locator(".diffusion-view").nth(2)
+        x, y = f"{250 * place:.1f}", f"{1000 - 250 * place:.1f}"
+        assert curve.locator(".diffusion-marker").get_attribute("d") == f"M{x} 0V1000"
+        assert curve.locator(".diffusion-dot").get_attribute("d") == f"M{x} {y}h0.01"
         handle = box.get_by_role("slider")
         assert handle.get_attribute("aria-label") == "t"
         assert handle.get_attribute("aria-valuetext") == f"t = {index}"
         assert handle.get_attribute("aria-valuenow") == str(place)
+        assert handle.get_attribute("aria-valuemax") == "4"
 
     assert box.get_by_role("slider").count() == 1
+    assert box.locator(".diffusion-row-name sub").inner_text() == "t"  # of x_t
     expect(2)
     box.get_by_role("slider").press("ArrowRight")
     expect(3)
@@ -544,12 +592,18 @@ def test_gaussian_laboratory_shows_what_python_computes(shown):
         words = box.locator(".diffusion-readout").inner_text().replace("−", "-")
         assert f"mean of the samples = {x.mean():.4g}" in words
         assert f"standard deviation = {x.std(ddof=1):.4g}" in words
+        assert f"seed of ε = {seed}" in words
+        outside = (abs(x) > 10).sum()
+        assert (f"{outside} beyond the picture" in words) == (outside > 0)
+        chart = box.locator(".diffusion-chart")
+        assert "under it 31 samples, each" in chart.get_attribute("aria-label")
         density = np.exp(-0.5 * ((grid - mu) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
         steps = outline(box, "N(μ, σ²)", "area")
         np.testing.assert_allclose([y for *_, y in steps], density, atol=1e-3 * heights(box)[1])
-        joined = box.locator(".diffusion-fan path").first.get_attribute("d")
-        ends = np.array(re.findall(r"M([-\d.]+) 60L([-\d.]+) 940", joined), float) / 50 - 10
-        np.testing.assert_allclose(ends, np.stack([x, noise], axis=1), atol=2e-3)
+        paths = [path.get_attribute("d") for path in box.locator(".diffusion-fan path").all()]
+        for path, step in zip(paths, ["L", "h0.01M"], strict=True):  # lines, and dots at their ends
+            ends = np.array(re.findall(rf"M([-\d.]+) 60{step}([-\d.]+) 940", path), float) / 50 - 10
+            np.testing.assert_allclose(ends, np.stack([x, noise], axis=1), atol=2e-3)
 
     compare(0, 1, 5)
     set_slider(box, -1.5, 0)
@@ -558,6 +612,11 @@ def test_gaussian_laboratory_shows_what_python_computes(shown):
     compare(-1.5, 0.25, 5)
     box.get_by_role("button", name="draw fresh noise").click()
     compare(-1.5, 0.25, 6)
+    for number, value in enumerate([-3, 3]):
+        set_slider(box, value, number)
+    compare(-3, 3, 6)
+    for number, value in enumerate([-1.5, 0.25]):
+        set_slider(box, value, number)
     mean, deviation = box.get_by_role("slider").all()
     assert mean.get_attribute("aria-label") == "mean μ"
     assert mean.get_attribute("aria-valuetext").startswith("μ = −1.5, mean of the samples = −1.")
@@ -574,7 +633,9 @@ def test_divergence_laboratory_shows_what_python_computes(shown):
         forward, backward = gaussian_kl(p, q), gaussian_kl(q, p)
         assert float(dataset(box, "forward")) == pytest.approx(forward, rel=1e-12, abs=1e-12)
         assert float(dataset(box, "backward")) == pytest.approx(backward, rel=1e-12, abs=1e-12)
-        words = box.locator(".diffusion-readout").inner_text()
+        words = box.locator(".diffusion-readout").inner_text().replace("−", "-")
+        for name, (mu, sigma) in zip("pq", (p, q), strict=True):
+            assert f"{name} = N({mu:g}, {sigma:g}²)" in words
         assert f"KL(p‖q) = ∫ p ln(p/q) dx = {forward:.4g} nats" in words
         assert f"KL(q‖p) = ∫ q ln(q/p) dx = {backward:.4g} nats" in words
         log_p, log_q = (
@@ -589,6 +650,19 @@ def test_divergence_laboratory_shows_what_python_computes(shown):
         ]:
             y = [y for *_, y in outline(box, name, kind, chart)]
             np.testing.assert_allclose(y, expected, atol=2e-3 * abs(expected).max())
+        plot, (low, high) = box.locator(".diffusion-plot").nth(1), heights(box, 1)
+        lines = [path.get_attribute("d") for path in plot.locator("path[data-series]").all()]
+        areas = [path.get_attribute("d") for path in plot.locator("path[fill]").all()]
+        assert areas == [f"{line}V{1000 * high / (high - low):.1f}H0.0Z" for line in lines]
+        swatches, paths = (
+            [style.split(",")[0] for style in box.locator(where).evaluate_all(STYLES)]
+            for where in (".diffusion-swatch path", "path[data-series]")
+        )
+        assert swatches == paths and paths[0] != paths[1]
+        both = f"KL(p‖q) = {forward:.4g} nats, KL(q‖p) = {backward:.4g} nats"
+        said = zip(["μ of p", "σ of p", "μ of q", "σ of q"], [*p, *q], strict=True)
+        texts = [h.get_attribute("aria-valuetext") for h in box.get_by_role("slider").all()]
+        assert [t.replace("−", "-") for t in texts] == [f"{s} = {v:g}, {both}" for s, v in said]
 
     compare((0, 1), (1, 1.5))
     for number, value in enumerate([-1, 2, 0.5, 0.7]):

@@ -341,6 +341,7 @@ def test_charts_state():
     rows = held(view)
     assert rows["q"].tolist() == [[[0.5, 0.25, 0.25], [1, 0, 0]]]
     assert rows["π"].tolist() == [[[0.4, 0.3, 0.3]]]  # once, for both frames
+    assert states(x=[1, 1234.5678, 2000]).view.x == [1, 1234.5678, 2000]
 
 
 def test_charts_hold_what_each_choice_and_frame_needs():
@@ -367,6 +368,7 @@ def test_charts_controls():
     figure = states(initial=1, **choices)
     play, slider, choice = figure.children[0].children
     assert (play.value, play.max, slider.value, slider.max) == (1, 1, 1, 1)
+    assert play.interval == 400
     assert (slider.description, choice.description) == ("step", "start")
     assert choice.label == "u"
     assert links(figure) == {
@@ -384,10 +386,10 @@ def test_one_chart_has_no_slider_but_its_choices():
 
 
 def test_charts_repr():
-    expected = "charts: 2 frames step = 9 … 0, 3 state: q (mean 0.3), r (mean 0.3)"
+    expected = "charts: 2 frames step = 9 … 0, 3 state: q (mean 0.3), r (mean 0.3), s (mean 7)"
     quarter = np.full((2, 3), 0.25) - 1e-17  # that rounding moved
-    assert repr(states(lines={"r": quarter})) == expected
-    figure = states(lines={"r": quarter}, choices="uv", choice_name="start")
+    assert repr(states(lines={"r": quarter, "s": 7})) == expected
+    figure = states(lines={"r": quarter, "s": 7}, choices="uv", choice_name="start")
     assert repr(figure) == expected.replace("2 frames", "2 × 2 frames")
 
 
@@ -591,10 +593,10 @@ def test_gaussian_laboratory():
 
 
 def test_gaussian_laboratory_repr():
-    x = 2 + 0.5 * laboratory_noise(1, (40,))
+    x = 2 + 0.5 * laboratory_noise(1, (7,))
     expected = f"mean {x.mean():.2f}, standard deviation {np.std(x, ddof=1):.2f}"
-    text = repr(gaussian_laboratory(2, 0.5, samples=40, seed=1))
-    assert text == f"gaussian_laboratory: μ = 2, σ = 0.5, 40 samples with {expected}"
+    text = repr(gaussian_laboratory(2, 0.5, samples=7, seed=1))
+    assert text == f"gaussian_laboratory: μ = 2, σ = 0.5, 7 samples with {expected}"
 
 
 def test_divergence_laboratory():
@@ -604,7 +606,7 @@ def test_divergence_laboratory():
     sliders = figure.children[0].children
     assert [s.description for s in sliders] == ["μ of p", "σ of p", "μ of q", "σ of q"]
     assert [s.value for s in sliders] == [0.5, 1, -1, 2]
-    assert [(s.min, s.max) for s in sliders] == [(-3, 3), (0.1, 3)] * 2
+    assert [(s.min, s.max, s.step) for s in sliders] == [(-3, 3, 0.05), (0.1, 3, 0.05)] * 2
     assert links(figure) == {
         frozenset([("FloatSliderModel", "value"), ("AnyModel", trait)])
         for trait in ("p_mu", "p_sigma", "q_mu", "q_sigma")

@@ -7,7 +7,8 @@ CHAPTERS := $(wildcard chapters/*.ipynb)
 
 # What the pages are made from.
 SOURCES := _config.yml _toc.yml $(CHAPTERS) \
-	$(wildcard book/* book/_ext/*.py book/_static/* book/_static/*/*)
+	$(wildcard book/* book/_ext/*.py book/_static/* book/_static/*/*) \
+	$(wildcard diffusion_lib/*.py diffusion_lib/interactive/*.py)
 
 # Notebooks run in their own folder, so what is relative to here would mislead them.
 ifdef DIFFUSION_DATA
@@ -22,13 +23,16 @@ UV := uv==0.13.9
 
 WIDGETS7 := ipywidgets==7.7.1 anywidget==0.9.21 numpy pytest
 
-.PHONY: help install book notebooks test lint unit nbval browser test-widgets7 serve train-gpu \
-	picture lock clean
+.PHONY: help install book notebooks test lint unit nbval browser test-widgets7 test-colab links \
+	repository serve train-gpu picture lock clean
 
 help:
 	@echo "make book        install what is missing, build the book, print where it is"
 	@echo "make test        check everything: style, library, notebooks, pages in a browser"
 	@echo "make notebooks   run every chapter from a clean state and store its outputs"
+	@echo "make repository URL=https://github.com/OWNER/NAME   state the repository's address"
+	@echo "make test-colab  run each chapter alone, as a hosted notebook does"
+	@echo "make links       look for links that lead nowhere, to other sites too"
 	@echo "make serve       build the book, serve it on this machine, open it"
 	@echo "make train-gpu   train the MNIST network on a GPU, evaluate it, export it"
 	@echo "make picture     take the README's picture from the built book"
@@ -95,6 +99,29 @@ browser: book
 test-widgets7: .venv-widgets7/installed
 	.venv-widgets7/bin/python -m pytest -W ignore::DeprecationWarning \
 	  tests/interactive/test_widgets.py
+
+# What a hosted notebook has before its first cell runs, with the oldest torch that is supported.
+HOSTED := torch==2.6.0 torchvision numpy==2.1.* matplotlib ipykernel ipywidgets==7.7.1 \
+	anywidget==0.9.21
+
+.venv-colab/installed: Makefile .venv/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-colab
+	$(BIN)/uv pip install --quiet --python .venv-colab/bin/python $(HOSTED)
+	@touch $@
+
+# One after the other, since each is timed. CHAPTER="01 or 02" runs these alone.
+CHAPTER ?=
+
+test-colab: .venv-colab/installed
+	$(BIN)/pytest -s tests/book/colab.py -k "$(CHAPTER)"
+
+# Asks other sites, and so is not part of `make test`, in which the build checks internal links.
+links: .venv/installed
+	$(BIN)/jupyter-book build . --builder linkcheck
+
+# Without URL the address that is stated already is written again; an empty URL takes it away.
+repository: .venv/installed
+	$(BIN)/python book/repository.py $(if $(filter undefined,$(origin URL)),,"$(URL)")
 
 serve: book
 	@echo "http://localhost:8000/ until Ctrl-C"

@@ -59,7 +59,8 @@ def save(path: str | os.PathLike, tensors: dict[str, Tensor], about: dict[str, A
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors in the file at `path`, on the CPU, and their description.
+    """The tensors in the file at `path` by name, on the CPU, each of the shape that it was saved
+    with, and their description.
 
     Raises FileNotFoundError, or CheckpointError for a file that is truncated, altered or
     foreign.
@@ -91,7 +92,12 @@ def save_network(
     *,
     half: bool = False,
 ) -> None:
-    """Write all that sampling needs to one file. half: weights in float16, half the size."""
+    """Write all that sampling needs to one file: the weights, the tables of the schedule, the
+    target and `about`, which is anything that JSON holds.
+
+    half: weights in float16, half the size. Raises ValueError for an unknown target, and as
+    `save`.
+    """
     check_target(target)
     weights = model.state_dict()
     if half:
@@ -104,8 +110,8 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     """The network in a file, in float32, ready to sample from.
 
     The file may be one that `save_network` wrote, or a checkpoint of a run, of which the
-    average of the weights is taken. Raises as `load`, and CheckpointError for a file that
-    holds something else.
+    average of the weights is taken. device: where its weights and its schedule go. Raises as
+    `load`, and CheckpointError for a file that holds something else.
     """
     tensors, about = load(path)
     if "unet" not in about or "schedule.beta" not in tensors:
@@ -119,7 +125,10 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
 
 
 def save_card(path: str | os.PathLike, about: dict[str, Any]) -> None:
-    """Write what the file at `path` says of itself beside it too, in JSON, for people."""
+    """Write `about`, what the file at `path` says of itself, beside it too, in JSON, for people.
+
+    Raises OSError when it cannot be written.
+    """
     card = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     write_atomically(Path(path).with_suffix(".json"), card.encode())
 
@@ -127,7 +136,7 @@ def save_card(path: str | os.PathLike, about: dict[str, Any]) -> None:
 def load_pretrained(name: str, device: str | torch.device = "cpu") -> Network:
     """A network that comes with the library, such as "mnist". Its card is `network.about`.
 
-    Raises ValueError for a name that there is not.
+    device: where its weights and its schedule go. Raises ValueError for a name that there is not.
     """
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
@@ -137,7 +146,7 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> Network:
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors named `prefix.…`, without the prefix."""
+    """The tensors named `prefix.…`, the same ones, without the prefix in their names."""
     start = prefix + "."
     return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
 
@@ -177,5 +186,5 @@ def versions() -> dict[str, str]:
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, named `prefix.…`."""
+    """The tensors, the same ones, named `prefix.…`."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}

@@ -104,8 +104,10 @@ def train_classifier(
 ) -> Classifier:
     """Fit a new classifier to a data set by cross-entropy; the same for the same seed.
 
-    Each image is seen `epochs` times, every time a little shifted, turned and scaled. The
-    classifier comes back on the data's device, in evaluation mode, without gradients.
+    Each image is seen `epochs` times, every time shifted by at most `shift` of its side, turned
+    by at most `turn` radians and scaled by at most half of `turn`. batch_size: images in an
+    update, no more than there are. learning_rate: the peak of one cycle. weight_decay: AdamW's.
+    The classifier comes back on the data's device, in evaluation mode, without gradients.
     """
     device = dataset.images.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -147,7 +149,10 @@ def _move(x: Tensor, shift: float, turn: float, generator: torch.Generator) -> T
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, dataset: Dataset) -> float:
-    """Share of the images whose label has the largest logit."""
+    """Share of the data set's images whose label has the largest logit, 0 … 1.
+
+    The classifier must be on the data's device. Raises as `Classifier.features`.
+    """
     right = [
         (classifier(to_float(images)).argmax(1) == labels).sum()
         for images, labels in zip(dataset.images.split(500), dataset.labels.split(500), strict=True)
@@ -175,6 +180,7 @@ def load_classifier(name: str | os.PathLike, device: str | torch.device = "cpu")
 
     It is in float32, in evaluation mode, without gradients; what its file says of itself is
     `classifier.about`. name: one with a suffix is the path of what `save_classifier` wrote.
+    device: where it goes.
     Raises ValueError for a name that there is not, and as `checkpoint.load`.
     """
     path = Path(name)

@@ -32,7 +32,8 @@ SamplerName = Literal["dpm-solver", "ddim", "ddpm"]
 
 def open_network(network: str, device: str = "auto") -> Network:
     """The network named by what the commands take: a pretrained one ("mnist"), the folder of
-    a run, or a file. Raises as `checkpoint.load_network`, and FileNotFoundError.
+    a run, or a file. device: as `pick_device` takes it. Raises as `checkpoint.load_network`, and
+    FileNotFoundError.
     """
     path = Path(network)
     if path.is_dir():
@@ -51,9 +52,11 @@ def draw(
     seed: int = 0,
     batch_size: int = 500,
 ) -> torch.Tensor:
-    """n images of a network as uint8, (n, C, H, W). steps: DDPM always takes all T.
+    """n images of a network as uint8, (n, C, H, W), on the CPU.
 
-    Shows a bar in a terminal, if there is more than one batch.
+    sampler: one of those in `sampling`. steps: evaluations of the network for each image; DDPM
+    always takes all T. seed: of the noise. batch_size: images drawn at once. Shows a bar in a
+    terminal, if there is more than one batch. Raises ValueError for n < 1, and as the sampler.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1 image, got {n}")
@@ -97,6 +100,9 @@ def sample(
         steps: evaluations of the network for each image; "ddpm" always takes all T.
         seed: of the noise.
         device: "auto" takes an accelerator if there is one; or "cpu", "cuda", "mps".
+
+    Raises:
+        ValueError: n below 1, steps out of range, or an out that ends otherwise.
     """
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"out must end in .png or .npy, got {str(out)!r}")
@@ -123,6 +129,9 @@ def export(network: str, out: Path, half: bool = False, results: Path | None = N
         out: the new file, ending in .safetensors.
         half: weights in float16: half the size.
         results: what `evaluate` wrote, for the card.
+
+    Raises:
+        ValueError: an out that ends otherwise.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"out must end in .safetensors, got {str(out)!r}")
@@ -183,6 +192,9 @@ def measure(
     """All measures of `evaluation` on one network, by name, ready for JSON, with what they need
     to be repeated; each as soon as it is there, which takes minutes on a CPU. The features are
     those of the classifier of the network's own data set.
+
+    n, sampler, steps: as `draw` takes them. seed: of all noise. root: as `data.load` takes it.
+    Raises ValueError for an n that does not exceed the number of features, and as `data.load`.
     """
     model, schedule, target, about = network
     name, device = about["dataset"]["name"], schedule.beta.device

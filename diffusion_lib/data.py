@@ -81,6 +81,7 @@ def load(
 ) -> Dataset:
     """A named data set: "digits" (1, 8, 8), "mnist" or "fashion-mnist" (1, 32, 32).
 
+    train: the images to train on, or those held out. device: where all of them go.
     The 28×28 images are padded with black to 32×32, which five halvings divide. root: folder
     with torchvision's files; without it the one that the environment variable DIFFUSION_DATA
     names; without that the user's cache, to which the files are downloaded once.
@@ -105,7 +106,10 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Float images to uint8, same shape; what lies outside [-1, 1] is clipped."""
+    """Float images to uint8, same shape; what lies outside [-1, 1] is clipped.
+
+    Raises TypeError for another type.
+    """
     if not x.is_floating_point():
         raise TypeError(f"x must be float, in [-1, 1], got {x.dtype}")
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

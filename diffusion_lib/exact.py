@@ -69,7 +69,8 @@ class MixtureDenoiser:
     def posterior(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Bayes' rule over components, p(k | x_t): shape (B, K), each row sums to 1.
 
-        t: int64, shape (B,), in 1 … T.
+        x_t: shape (B, …). t: int64, shape (B,), in 1 … T. Raises TypeError for a t that is not
+        int64, ValueError for one of another shape or outside 1 … T.
         """
         check_time(t, self.schedule.T, first=1)
         signal, variance = self._marginal(x_t, t)

@@ -41,7 +41,10 @@ def _style():
 
 
 def axes(columns: int = 1, *, width: float = 7.0, height: float = 2.8) -> tuple[Figure, list[Axes]]:
-    """A figure with `columns` plots side by side, in the style of the book. Inches."""
+    """A figure with `columns` plots side by side, in the style of the book, and its axes.
+
+    width, height: of the whole figure, in inches.
+    """
     with _style():
         figure, grid = plt.subplots(
             1, columns, figsize=(width, height), layout="constrained", squeeze=False

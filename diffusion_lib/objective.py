@@ -24,7 +24,8 @@ def make_target(
 ) -> Tensor:
     """What a network with this target should return for add_noise(x_0, t, noise): like x_0.
 
-    Raises ValueError for an unknown target.
+    x_0, noise: shape (B, …), alike. t: int64, shape (B,), in 0 … T. Raises ValueError for an
+    unknown target, shapes that disagree or a t outside 0 … T, TypeError for a t not int64.
     """
     check_target(target)
     check_time(t, schedule.T)
@@ -76,7 +77,9 @@ def denoising_loss(
     """Mean squared error of the target, one value per sample: shape (B,).
 
     With target "noise" its mean over the batch is L_simple (Ho et al. 2020, eq. 14).
-    x_0, noise: (B, …). t: int64 (B,), in 1 … T. y: optional int64 labels (B,).
+    x_0, noise: (B, …). t: int64 (B,), in 1 … T. y: optional int64 labels (B,). Raises as
+    `NoiseSchedule.add_noise`, and ValueError for an unknown target, a t of 0, or a model that
+    returns another shape.
     """
     check_time(t, schedule.T, first=1)
     x_t = schedule.add_noise(x_0, t, noise)
@@ -94,6 +97,7 @@ def simple_weight(schedule: NoiseSchedule, target: Target) -> Tensor:
     """w_t such that the unweighted loss on `target` equals w_t · |x₀ − x̂₀|²: shape (T + 1,).
 
     It is SNR for "noise", 1 for "data", SNR + 1 for "velocity" (Salimans & Ho 2022, section 4).
+    Raises ValueError for an unknown target.
     """
     check_target(target)
     if target == "data":
@@ -122,7 +126,8 @@ def bound_term(
     For t >= 2 the KL divergence between q(x_{t-1} | x_t, x₀) and the model's step, both with
     variance β̃_t; for t = 1 the Gaussian −ln p(x₀ | x_1) with variance β_1 (Ho et al. 2020,
     eq. 5; pixels taken as continuous). The bound is the expectation of their sum over
-    t = 1 … T, each with fresh noise, plus `prior_term`.
+    t = 1 … T, each with fresh noise, plus `prior_term`. x_0, noise, t, target, and what is
+    raised: as for `denoising_loss`.
     """
     x_t = schedule.add_noise(x_0, t, noise)
     x_0_hat, _ = split(model(x_t, t), target, schedule, x_t, t)

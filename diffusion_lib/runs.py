@@ -454,8 +454,8 @@ def _processes(device: str) -> Iterator[tuple[torch.device, int]]:
 
 
 def seconds(log: Path) -> float:
-    """Time that the steps of a run took, all its starts together, without what it measured and
-    saved: from the rates in its log."""
+    """Seconds that the steps of a run took, all its starts together, without what it measured and
+    saved: from the rates in its log. log: its metrics.jsonl."""
     total, before, batch = 0.0, 0, None
     for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
         if "started" in line:
@@ -467,7 +467,7 @@ def seconds(log: Path) -> float:
 
 
 def provenance(device: torch.device | str = "cpu") -> dict:
-    """What a result must say of how it came to be."""
+    """What a result must say of how it came to be: command, commit, device, threads, versions."""
     here = Path(__file__).resolve().parents[1]
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     commit = None

@@ -75,7 +75,7 @@ def ddim(
     """DDIM over `steps` evenly spaced times (Song, Meng & Ermon 2021, eqs. 12 and 16).
 
     steps: 1 … T. eta: 0 is deterministic, 1 adds the noise of ancestral sampling and then
-    needs a generator. The other arguments are those of `ddpm`.
+    needs a generator. x_T, target, clip and y are those of `ddpm`.
     Raises ValueError for steps or eta out of range, or an eta > 0 without a generator.
     """
     check_target(target)
@@ -112,7 +112,7 @@ def dpm_solver(
 ) -> Iterator[Step]:
     """DPM-Solver++(2M), deterministic, of order 2 (Lu et al. 2022, "DPM-Solver++", algorithm 2).
 
-    steps: 1 … T, one call of the model each. The other arguments are those of `ddpm`.
+    steps: 1 … T, one call of the model each. x_T, target, clip and y are those of `ddpm`.
     Raises ValueError for steps out of range.
     """
     check_target(target)

@@ -106,7 +106,7 @@ class NoiseSchedule:
         return cls.from_beta((1 - f[1:] / f[:-1]).clamp(max=0.999))
 
     def tables(self) -> dict[str, Tensor]:
-        """All tables by name; `NoiseSchedule(**tables)` is the same schedule again."""
+        """All tables, shape (T + 1,), by name; `NoiseSchedule(**tables)` is the same schedule."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to(self, device) -> NoiseSchedule:
@@ -163,7 +163,7 @@ class NoiseSchedule:
 
 
 def check_time(t: Tensor, T: int, first: int = 0) -> None:
-    """Raise unless t is an int64 tensor of shape (B,) with values in first … T.
+    """Raise TypeError or ValueError unless t is int64, of shape (B,), with values in first … T.
 
     Values are read only on the CPU: on an accelerator that would stall every training step.
     """

@@ -93,7 +93,8 @@ class TrainState:
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that `train(…, resume=…)` needs to go on as if it had never stopped.
+        """All that `train(…, resume=…)` needs to go on as if it had never stopped, by name: the
+        weights and the optimizer's moments, each of the shape of its weight, and the generator.
 
         Raises as `check`: nothing that came after a fault is worth keeping.
         """
@@ -200,7 +201,7 @@ def train(
 def held_out_loss(
     model: nn.Module, schedule: NoiseSchedule, dataset: Dataset, target: Target, seed: int = 0
 ) -> Tensor:
-    """Mean loss over a data set, each image once at a time t of its own: a scalar.
+    """Mean loss of a model over a data set, each image once at a time t of its own: a scalar.
 
     Times are spread evenly over 1 … T and, like the noise, the same at every call with the
     same seed, so that two calls differ only by the network.

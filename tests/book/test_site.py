@@ -27,11 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 
-# All but the root, which only leads on to the first page.
+# The root only leads on to the first page, and what 404.html asks for begins at a host's root. Of
+# the pages with the library's source, which are all alike, one is visited.
 PAGES = sorted(
     path.relative_to(HTML).as_posix()
     for path in HTML.glob("**/*.html")
-    if "_static" not in path.parts and path != HTML / "index.html"
+    if "_static" not in path.parts
+    and path not in (HTML / "index.html", HTML / "404.html")
+    and ("_modules" not in path.parts or path.stem == "schedule")
 )
 CHAPTERS = [page for page in PAGES if page.startswith("chapters/")]
 

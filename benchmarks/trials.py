@@ -1,7 +1,9 @@
 """Which network makes the most of a few minutes on a CPU? Small changes, one at a time.
 
-    all of them            python -m benchmarks.trials
+    those still missing    python -m benchmarks.trials
+    some of them           python -m benchmarks.trials --only base,deeper
     does it work at all    python -m benchmarks.trials --seconds 15 --samples 100 --only base
+                           --out runs/trials.json
 
 Every variant trains on MNIST for the same processor time, on one thread, which other work on the
 machine disturbs least. Two numbers judge it: the loss on held-out images, and the Fréchet
@@ -12,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,31 @@ def trial(settings: dict[str, Any], seconds: float, samples: int) -> dict[str, A
     }
 
 
+def table(results: dict[str, Any]) -> str:
+    """What was tried, expected and measured, in Markdown."""
+    lines = [
+        "| variant | expected | GFLOP | images/s | updates | held-out loss | distance |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in (name for name in VARIANTS if name in results["trials"]):
+        of = results["trials"][name]
+        lines.append(
+            f"| {name} | {VARIANTS[name][1] or '–'} | {of['gflop']:.2f} | "
+            f"{of['images_per_second']:.0f} | {of['steps']:,} | {of['held_out_loss']:.4f} | "
+            f"{of['frechet']:.2f} |"
+        )
+    made_by = next(iter(results["trials"].values()))["made_by"]
+    told = (
+        f"Each trained for {results['seconds']:g} s of processor time on one thread of {{device}}, "
+        f"torch {{versions[torch]}}, seed 0; the Fréchet distance of {results['samples']} samples "
+        "to the training images, one training each."
+    )
+    return "\n".join([*lines, "", told.format(**made_by), ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300, help="of processor time for each")
+    parser.add_argument("--seconds", type=float, default=900, help="of processor time for each")
     parser.add_argument("--samples", type=int, default=1000, help="drawn from each")
     parser.add_argument("--only", default=",".join(VARIANTS), help="names, with commas between")
     parser.add_argument("--out", type=Path, default=Path("results/trials.json"))
@@ -101,18 +123,22 @@ def main() -> None:
     if unknown:
         parser.error(f"no such variant: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    results = {
-        "command": shlex.join(["python", "-m", "benchmarks.trials", *sys.argv[1:]]),
-        "made_by": provenance(),
-        "seconds": given.seconds,
-        "samples": given.samples,
-        "trials": {},
-    }
+    results = {"seconds": given.seconds, "samples": given.samples, "trials": {}}
+    if given.out.exists():
+        found = json.loads(given.out.read_text(encoding="utf-8"))
+        if (found["seconds"], found["samples"]) != (given.seconds, given.samples):
+            parser.error(f"{given.out} holds trials of another length: name another with --out")
+        results = found
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for name in given.only.split(","):
-        settings, expected = VARIANTS[name]
-        result = trial(settings, given.seconds, given.samples)
-        results["trials"][name] = {"settings": settings, "expected": expected} | result
+        if name in results["trials"]:
+            continue
+        result = trial(VARIANTS[name][0], given.seconds, given.samples)
+        made_by = provenance() | {"command": f"python -m benchmarks.trials --only '{name}'"}
+        results["trials"][name] = {
+            "settings": BASE | VARIANTS[name][0],
+            "made_by": made_by,
+        } | result
         print(
             f"{name:12} {result['gflop']:.3f} GFLOP {result['images_per_second']:4.0f} images/s "
             f"loss {result['held_out_loss']:.4f} distance {result['frechet']:.2f}",
@@ -121,6 +147,7 @@ def main() -> None:
         # After each, so that a stop loses one.
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         checkpoint.write_atomically(given.out, text.encode())
+        checkpoint.write_atomically(given.out.with_suffix(".md"), table(results).encode())
 
 
 if __name__ == "__main__":

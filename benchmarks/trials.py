@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,7 @@ def table(results: dict[str, Any]) -> str:
     for name in (name for name in VARIANTS if name in results["trials"]):
         of = results["trials"][name]
         lines.append(
-            f"| {name} | {VARIANTS[name][1] or '–'} | {of['gflop']:.2f} | "
+            f"| {name} | {of['expected'] or '–'} | {of['gflop']:.2f} | "
             f"{of['images_per_second']:.0f} | {of['steps']:,} | {of['held_out_loss']:.4f} | "
             f"{of['frechet']:.2f} |"
         )
@@ -133,12 +135,12 @@ def main() -> None:
     for name in given.only.split(","):
         if name in results["trials"]:
             continue
-        result = trial(VARIANTS[name][0], given.seconds, given.samples)
-        made_by = provenance() | {"command": f"python -m benchmarks.trials --only '{name}'"}
-        results["trials"][name] = {
-            "settings": BASE | VARIANTS[name][0],
-            "made_by": made_by,
-        } | result
+        changes, expected = VARIANTS[name]
+        result = trial(changes, given.seconds, given.samples)
+        command = shlex.join(["python", "-m", "benchmarks.trials", *sys.argv[1:]])
+        about = {"settings": BASE | changes, "expected": expected}
+        made_by = {"made_by": provenance() | {"command": command}}
+        results["trials"][name] = about | made_by | result
         print(
             f"{name:12} {result['gflop']:.3f} GFLOP {result['images_per_second']:4.0f} images/s "
             f"loss {result['held_out_loss']:.4f} distance {result['frechet']:.2f}",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import networks, peers, recipes, report
+from benchmarks import environment, networks, peers, recipes, report, trials
 from benchmarks.post import PostUNet
 from diffusion_lib.data import Dataset
 from diffusion_lib.schedule import NoiseSchedule
@@ -196,3 +196,34 @@ def test_the_readme_shows_what_was_measured():
     readme = (peers.ROOT / "README.md").read_text(encoding="utf-8")
     assert report.BEGIN in readme and report.fill(readme, text) == readme
     assert (peers.ROOT / "results" / "peers.md").read_text(encoding="utf-8") == text
+
+
+def test_table_of_trials_is_that_of_the_results():
+    results = environment.ROOT / "results" / "trials.json"
+    text = trials.table(json.loads(results.read_text(encoding="utf-8")))
+    assert results.with_suffix(".md").read_text(encoding="utf-8") == text
+
+
+def test_trials_go_on_with_those_that_are_missing(tmp_path, monkeypatch):
+    path, ran = tmp_path / "trials.json", []
+
+    def trial(settings, seconds, samples):
+        ran.append(settings)
+        measured = {"gflop": 0.1, "images_per_second": 9.0, "steps": 7}
+        return measured | {"held_out_loss": 0.2, "frechet": 3.0}
+
+    def run(only, seconds):
+        arguments = ["trials", "--only", only, "--seconds", seconds, "--out", str(path)]
+        monkeypatch.setattr("sys.argv", arguments)
+        trials.main()
+
+    monkeypatch.setattr(trials, "trial", trial)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    run("base", "5")
+    run("base,deeper", "5")
+    assert ran == [{}, {"blocks": 2}]
+    kept = path.read_text()
+    assert list(json.loads(kept)["trials"]) == ["base", "deeper"]
+    with pytest.raises(SystemExit):
+        run("base", "6")
+    assert path.read_text() == kept

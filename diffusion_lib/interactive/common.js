@@ -153,14 +153,16 @@ function describeControls(el, ...sliders) {
   }
 }
 
-const descriptions = new WeakMap();
-
-/** Keep these attributes on a slider's handle, which puts its own there at each key press. */
+/**
+ * Keep these attributes on a slider's handle, which puts its own there at each key press. Each view
+ * is a module of its own, so what they share lies on the handle: before the first of several views
+ * is shown the second takes its part, and two that wrote by turns would never end.
+ */
 function describe(handle, attributes) {
-  const watched = descriptions.has(handle);
-  descriptions.set(handle, attributes);
+  const watched = handle.diffusionDescription;
+  handle.diffusionDescription = attributes;
   const write = () => {
-    for (const [name, text] of descriptions.get(handle)) {
+    for (const [name, text] of handle.diffusionDescription) {
       if (handle.getAttribute(name) !== text) handle.setAttribute(name, text);
     }
   };

@@ -20,6 +20,7 @@ from diffusion_lib.interactive import (
     panels,
     together,
 )
+from diffusion_lib.interactive._common import HERE
 from diffusion_lib.interactive._gaussians import gaussian_kl
 from diffusion_lib.schedule import NoiseSchedule
 
@@ -241,6 +242,38 @@ def test_dropdowns_choose(visit):
         chosen = select.evaluate("select => select.selectedIndex")
         select.select_option(index=0 if chosen else 1)
         expect_change(visit.page, box, before, which="some")
+
+
+def test_two_views_over_one_slider_do_not_contend(browser):
+    """The second may be shown before the first; both would then say what the slider shows."""
+    page = browser.new_page()
+    page.set_content('<div class="diffusion-box"><i class="noUi-handle"></i><b></b><b></b></div>')
+    source = (HERE / "common.js").read_text(encoding="utf-8")
+    texts = page.evaluate(
+        """async (source) => {
+             const load = () => import(URL.createObjectURL(
+               new Blob([source, "export { describeControls };"], { type: "text/javascript" })));
+             const [first, second] = [await load(), await load()];
+             const [handle, a, b] = document.querySelector(".diffusion-box").children;
+             const texts = [];
+             handle.setAttribute = (name, text) => {
+               if (texts.length > 100) throw new Error("they write by turns without end");
+               if (name === "aria-valuetext") texts.push(text);
+               Element.prototype.setAttribute.call(handle, name, text);
+             };
+             b.className = "diffusion-view";
+             second.describeControls(b, { label: "t", value: 0, max: 9, words: "second" });
+             a.className = "diffusion-view";
+             first.describeControls(a, { label: "t", value: 0, max: 9, words: "first" });
+             await new Promise((done) => setTimeout(done));
+             Element.prototype.setAttribute.call(handle, "aria-valuetext", "0.00");
+             await new Promise((done) => setTimeout(done));
+             return texts;
+           }""",
+        source,
+    )
+    assert texts == ["second", "first", "first"]
+    page.close()
 
 
 @pytest.mark.parametrize("page_name", CHAPTERS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import environment, networks, peers, recipes, report, trials
+from benchmarks import environment, networks, peers, processes, recipes, report, trials
 from benchmarks.post import PostUNet
 from diffusion_lib.data import Dataset
 from diffusion_lib.schedule import NoiseSchedule
@@ -227,3 +227,19 @@ def test_trials_go_on_with_those_that_are_missing(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         run("base", "6")
     assert path.read_text() == kept
+
+
+def test_processes_are_compared_round_by_round(tmp_path, monkeypatch):
+    rates = iter([100, 90, 120, 150, 50, 60])  # by turns: one, two, one, two, …
+    asked = []
+    monkeypatch.setattr(processes, "rate", lambda *way: asked.append(way) or next(rates))
+    out = tmp_path / "processes.json"
+    monkeypatch.setattr("sys.argv", ["processes", "--rounds", "3", "--out", str(out)])
+    processes.main()
+    assert asked == [(1, 2, 60, 64), (2, 1, 60, 64)] * 3
+    told = out.with_suffix(".md").read_text(encoding="utf-8")
+    assert "1.20 times as fast (0.90–1.25)" in told
+    assert "| two processes, a thread each | 90 (60–150) |" in told
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr("sys.argv", ["processes", "--steps", "20"])
+        processes.main()

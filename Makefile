@@ -8,6 +8,7 @@ CHAPTERS := $(wildcard chapters/*.ipynb)
 # What the pages are made from.
 SOURCES := _config.yml _toc.yml $(CHAPTERS) \
 	$(wildcard book/* book/_ext/*.py book/_static/* book/_static/*/*) \
+	$(wildcard book/_templates/* book/_templates/*/*) \
 	$(wildcard diffusion_lib/*.py diffusion_lib/interactive/*.py)
 
 # Notebooks run in their own folder, so what is relative to here would mislead them.
@@ -24,7 +25,7 @@ UV := uv==0.13.9
 WIDGETS7 := ipywidgets==7.7.1 anywidget==0.9.21 numpy pytest
 
 .PHONY: help install book notebooks test lint unit nbval browser test-widgets7 test-colab links \
-	repository serve train-gpu picture lock clean
+	repository serve train-gpu picture pdf zip lock clean
 
 help:
 	@echo "make book        install what is missing, build the book, print where it is"
@@ -36,6 +37,8 @@ help:
 	@echo "make serve       build the book, serve it on this machine, open it"
 	@echo "make train-gpu   train the MNIST network on a GPU, evaluate it, export it"
 	@echo "make picture     take the README's picture from the built book"
+	@echo "make pdf         print the whole book as one PDF"
+	@echo "make zip         pack the built book as one zip, which opens offline"
 	@echo "make lock        pin the newest allowed versions in requirements.txt"
 	@echo "make clean       remove the built book and all caches; the environments stay"
 
@@ -142,6 +145,16 @@ train-gpu: .venv/installed
 # The README's, taken from the built book.
 picture: book
 	$(BIN)/python book/picture.py
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+RELEASE = _build/diffusion-book-$(VERSION)
+
+# What a release offers beside the pages.
+pdf: book
+	$(BIN)/python book/pdf.py $(RELEASE).pdf
+
+zip: book
+	$(BIN)/python book/archive.py $(RELEASE).zip
 
 lock: .venv/installed
 	$(BIN)/uv pip compile requirements.in --universal --python-version 3.10 \

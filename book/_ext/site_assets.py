@@ -32,11 +32,6 @@ VENDORED = {
 }
 
 
-# The theme's Font Awesome would replace the buttons that widgets draw. Its newer version reads
-# this when it loads, after it; the older one has loaded, and takes it until the page is parsed.
-KEEP_BUTTONS = "window.FontAwesomeConfig ||= {}; window.FontAwesomeConfig.observeMutations = false;"
-
-
 def set_paths(app, config):
     """Point Sphinx and MyST-NB, which look from `_static/`, at the vendored files."""
     config.mathjax_path = "../vendor/mathjax/tex-chtml.js"
@@ -68,6 +63,19 @@ def copy_vendored(app):
         shutil.copyfile(font, fonts / font.name)
 
 
+def leave_out_mathjax(app, pagename, templatename, context, doctree):
+    """Load MathJax only where there is mathematics; Sphinx does so, too, where a page's contents
+    lead to some, which is the first page of the book."""
+    mathematics = (nodes.math, nodes.math_block)
+    if doctree and any(isinstance(node, mathematics) for node in doctree.findall()):
+        return
+    context["script_files"][:] = [
+        script
+        for script in context["script_files"]
+        if "mathjax" not in f"{script.filename} {script.attributes.get('body')}".lower()
+    ]
+
+
 def show_cover(app, doctree):
     """Put the picture that a chapter earns under its title, with the alt text of its cell."""
     name = Path(app.env.docname).name
@@ -95,8 +103,9 @@ def require_alt_text(app, doctree):
 def setup(app):
     """Connect the extension."""
     app.connect("config-inited", set_paths)
-    app.add_js_file(None, body=KEEP_BUTTONS, priority=0)
     app.connect("builder-inited", copy_vendored)
+    # After Sphinx has added MathJax, at the default priority of 500.
+    app.connect("html-page-context", leave_out_mathjax, priority=600)
     # Before Sphinx collects the images of the page, at the default priority of 500.
     app.connect("doctree-read", show_cover, priority=400)
     app.connect("doctree-read", require_alt_text)

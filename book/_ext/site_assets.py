@@ -56,11 +56,12 @@ def copy_vendored(app):
             shutil.copytree(source, to, dirs_exist_ok=True)
         else:
             shutil.copyfile(source, to)
-    # The manager looks for its fonts beside its own modules, @jupyter-widgets/….
-    fonts = target / "@jupyter-widgets"
-    fonts.mkdir()
-    for font in HTML_MANAGER.glob("*.woff2"):
-        shutil.copyfile(font, fonts / font.name)
+    # The manager is made of several modules, and each looks for fonts where it thinks it lies.
+    for place in ("@jupyter-widgets", "@jupyter-widgets/html-manager/dist"):
+        fonts = target / place
+        fonts.mkdir(parents=True, exist_ok=True)
+        for font in HTML_MANAGER.glob("*.woff2"):
+            shutil.copyfile(font, fonts / font.name)
 
 
 def leave_out_mathjax(app, pagename, templatename, context, doctree):

@@ -4,9 +4,6 @@ const vendor = new URL("../vendor/", document.currentScript.src).href;
 // The manager asks require for "anywidget", and goes to another host if that is not found here.
 require.config({ baseUrl: vendor });
 
-// Where the manager finds its fonts.
-window.__jupyter_widgets_assets_path__ = `${vendor}@jupyter-widgets/`;
-
 // The manager speaks to MathJax 2 through this queue, which MathJax 3 lacks. Labels of the
 // widgets are plain Unicode, so there is nothing to typeset in them.
 if (window.MathJax) window.MathJax.Hub = { Queue() {} };

@@ -171,16 +171,21 @@ def test_binder_installs_the_pinned_versions_without_cuda():
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_have_least_privileges(path):
-    """Nobody may write by default; actions are named by commit; only Pages gets more."""
+    """By default nobody may write; actions are named by commit; Pages and releases get more."""
     workflow = yaml.safe_load(path.read_text("utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
+    more = {
+        "deploy": {"pages": "write", "id-token": "write"},
+        "release": {"contents": "write"},
+    }
     for name, job in workflow["jobs"].items():
-        more = {"pages": "write", "id-token": "write"} if name == "deploy" else None
-        assert job.get("permissions") == more
+        assert job.get("permissions") == more.get(name)
         assert "timeout-minutes" in job
         for step in job["steps"]:
             if "uses" in step:
                 assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
+                # What may write to the repository runs nothing that comes from it.
+                assert name != "release" or "checkout" not in step["uses"]
 
 
 INDEX = """# A book
@@ -199,14 +204,16 @@ def built(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("book")
     (folder / "book").mkdir()
     (folder / "chapters").mkdir()
-    for name in ("_ext", "_static"):
+    for name in ("_ext", "_static", "_templates"):
         (folder / "book" / name).symlink_to(ROOT / "book" / name)
     shutil.copy(ROOT / "book" / "references.bib", folder / "book")
     for name in FILES:
         shutil.copy(ROOT / name, folder)
-    toc = {"format": "jb-book", "root": "book/index", "chapters": [{"file": "chapters/01_chapter"}]}
+    pages = [{"file": "chapters/01_chapter"}, {"file": "book/glossary"}]
+    toc = {"format": "jb-book", "root": "book/index", "chapters": pages}
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book" / "index.md").write_text(INDEX, "utf-8")
+    (folder / "book" / "glossary.md").write_text("# Glossary\n\n## A term\n\nA word.\n", "utf-8")
     cells = [
         nbformat.v4.new_markdown_cell("# A chapter\n\nLet $x$ be.\n\nIts plain words & more."),
         nbformat.v4.new_code_cell("1"),
@@ -277,7 +284,8 @@ def test_sitemap(built):
     assert path.exists() == bool(url)
     if url:
         found = re.findall(r"<loc>https://someone\.github\.io/a-book/(.+)</loc>", path.read_text())
-        assert found == ["book/index.html", "chapters/01_chapter.html"]
+        pages = ["book/glossary.html", "book/index.html", "chapters/01_chapter.html"]
+        assert found == pages
 
 
 def test_lost_readers_find_back_from_any_depth(built):

@@ -20,7 +20,7 @@ def test_scripts_only_where_a_page_needs_them(browser, site, name):
     page = browser.new_page()
     asked = []
     page.on("request", lambda request: asked.append(request.url.split("?")[0].split("/")[-1]))
-    page.goto(site + name)
+    page.goto(site + name, wait_until="networkidle")
     page.close()
     sliders = "vnd.jupyter.widget-view+json" in text
     for script in ("require.js", "widgets.js", "embed-amd.js"):

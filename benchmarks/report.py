@@ -101,7 +101,7 @@ def summary(result: dict[str, Any]) -> str:
             "evaluations. Memory is the largest of a process that trains with 64 images a step, "
             "Python, torch and the data included."
         )
-    told = f"{device['cpu']}, {device['cores']} cores"
+    told = f"{device['cpu']}, {device['cores']} core{'s' * (device['cores'] > 1)}"
     if "versions" in result:
         told += "; " + ", ".join(f"{name} {v}" for name, v in result["versions"].items())
     lines.append(f"{told}; seed {result['seed']}; commit {result['commit']}.")
